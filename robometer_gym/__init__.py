@@ -1,0 +1,51 @@
+"""Robometer as the reward of any Gymnasium environment.
+
+    env = gym.make("FetchPush-v4", render_mode="rgb_array")
+    env = RobometerRewardWrapper(env, task="push the black block to the red target")
+
+Importing this imports neither torch nor transformers: `RobometerRewardModel` comes when asked for.
+It registers the environment robometer_gym/TabletopReach-v0.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import robometer_gym.envs  # noqa: F401 - registers the environments
+from robometer_gym.reward_model import (
+    CheckpointError,
+    Clip,
+    Prediction,
+    RewardModel,
+    RewardModelError,
+)
+from robometer_gym.wrapper import RobometerRewardWrapper
+
+if TYPE_CHECKING:
+    from robometer_gym.model.predictor import RobometerRewardModel
+
+__all__ = [
+    "CheckpointError",
+    "Clip",
+    "Prediction",
+    "RewardModel",
+    "RewardModelError",
+    "RobometerRewardModel",
+    "RobometerRewardWrapper",
+    "__version__",
+]
+
+__version__ = "0.1.0"
+
+_NEEDS_TORCH = {"RobometerRewardModel": "robometer_gym.model.predictor"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TORCH:
+        return getattr(import_module(_NEEDS_TORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,60 @@
+"""From the `reward_model=` argument to a reward model: lazily, and once per process.
+
+Knows nothing of networks: the model half is imported only when a name has to be loaded, so that
+a process that never predicts never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from robometer_gym.reward_model import RewardModel
+
+__all__ = [
+    "DEFAULT_REWARD_MODEL",
+    "RewardModelLike",
+    "check_reward_model_like",
+    "load_reward_model",
+]
+
+DEFAULT_REWARD_MODEL = "lerobot/Robometer-4B"
+
+RewardModelLike = str | os.PathLike[str] | RewardModel
+"""A hub id, a folder, "demo" (the bundled small checkpoint), or a model that is there already."""
+
+
+def check_reward_model_like(reward_model: object) -> None:
+    """Raise unless `reward_model` can be loaded or asked; loads nothing.
+
+    Raises:
+        TypeError: neither a name nor an object with `predict`.
+        ValueError: an empty name.
+    """
+    if isinstance(reward_model, str | os.PathLike):
+        if not os.fspath(reward_model):
+            raise ValueError("reward_model must not be empty: give a hub id, a folder or 'demo'.")
+    elif isinstance(reward_model, type) or not callable(getattr(reward_model, "predict", None)):
+        raise TypeError(
+            "reward_model must be a hub id, a folder, 'demo', or an object with "
+            f"predict(clips) -> list of Prediction; got {reward_model!r}."
+        )
+
+
+def load_reward_model(reward_model: RewardModelLike) -> RewardModel:
+    """Return the model itself: loaded if a name was given, and then shared by all who name it.
+
+    Raises:
+        CheckpointError: the name cannot be loaded.
+    """
+    if isinstance(reward_model, str | os.PathLike):
+        return _load(os.fspath(reward_model))
+    return reward_model
+
+
+@cache
+def _load(name: str) -> RewardModel:
+    from robometer_gym.model.demo import demo_checkpoint
+    from robometer_gym.model.predictor import RobometerRewardModel
+
+    return RobometerRewardModel.from_pretrained(demo_checkpoint() if name == "demo" else name)

@@ -1,0 +1,180 @@
+"""What a user may choose about the reward: names, defaults and what is refused.
+
+One table for every wrapper, so that the scalar, the vector and the Stable-Baselines3 one cannot
+drift apart. Knows nothing of how a choice is carried out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, TypeVar, get_args
+
+import numpy as np
+
+from robometer_gym.frames import FrameHistory, Sampling
+from robometer_gym.shaping import Mode, Signal
+from robometer_gym.success import SuccessDetector
+
+__all__ = ["Camera", "OnError", "RewardOptions", "RewardSettings", "documented_by_settings"]
+
+Camera = str | Callable[[Any, Any], Any]
+"""One source of frames: "render", an observation key, or a function of (env, observation)."""
+
+OnError = Literal["raise", "hold", "env"]
+
+
+class RewardOptions(TypedDict, total=False):
+    """The fields of `RewardSettings` as keyword arguments, for type checkers and editors."""
+
+    predict_every: int
+    max_frames: int
+    sampling: Sampling
+    mode: Mode
+    signal: Signal
+    gamma: float
+    scale: float
+    success_threshold: float
+    success_votes: int
+    success_window: int
+    success_bonus: float
+    terminate_on_success: bool
+    camera: Camera | Mapping[str, Camera]
+    frame_size: int | None
+    on_error: OnError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """How the agent is paid. All of it goes into JSON, but for a camera that is a function.
+
+    Attributes:
+        predict_every: environment steps between predictions, >= 1. One more is made at reset and
+            one at the last step of an episode.
+        max_frames: most frames that the model is shown at once, >= 1. 8 is what the released
+            checkpoint was trained with.
+        sampling: which of the kept frames are shown: "linspace" spreads them over the whole
+            episode, first and current one always in (the authors' rule); "tail" shows the last
+            ones (LeRobot's rule); "anchored" mostly appends, which an engine with a cache can
+            use. See `robometer_gym.frames.FrameHistory`.
+        mode: "replace" pays the model's reward alone, "shape" adds it to the environment's.
+        signal: "delta" pays the progress made since the previous prediction, 0 between
+            predictions; "potential" pays gamma * progress after - progress before on each step,
+            where progress counts as 0 at a true end; "progress" pays the latest progress on each
+            step.
+        gamma: the discount in "potential", in [0, 1]. Give the agent's own.
+        scale: multiplies the signal. Finite.
+        success_threshold: a prediction votes "done" when its success probability reaches this.
+        success_votes: votes that make a success.
+        success_window: how many of the latest predictions vote. The one at reset votes too, but
+            nothing is detected before the first step.
+        success_bonus: paid once, when success is detected; not scaled. Finite.
+        terminate_on_success: whether a detected success ends the episode (`terminated`).
+        camera: where frames come from: "render"; a key of the observation, whose value is
+            (H, W, 3) uint8; a function of (env, observation) that returns such a frame; or a dict
+            of these, name to camera: then one prediction is made per camera and the mean counts.
+        frame_size: frames are shrunk so that their shortest edge is this many pixels; never
+            enlarged. 240 is what the checkpoint was trained on. None keeps the source's size.
+        on_error: what happens when the model fails: "raise"; "hold" pays 0 and keeps the last
+            progress; "env" pays the environment's reward. The last two log a warning and count in
+            `info["robometer/errors"]`.
+
+    Raises:
+        ValueError: a number outside its range, or a name that is none of the choices.
+        TypeError: a value of the wrong kind.
+
+    Example:
+        >>> RewardSettings(predict_every=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: predict_every must be an integer >= 1, got 0.
+    """
+
+    predict_every: int = 5
+    max_frames: int = 8
+    sampling: Sampling = "linspace"
+    mode: Mode = "replace"
+    signal: Signal = "delta"
+    gamma: float = 0.99
+    scale: float = 1.0
+    success_threshold: float = 0.65
+    success_votes: int = 2
+    success_window: int = 2
+    success_bonus: float = 0.0
+    terminate_on_success: bool = True
+    camera: Camera | Mapping[str, Camera] = "render"
+    frame_size: int | None = 240
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        for name in ("predict_every", "max_frames", "success_votes", "success_window"):
+            self._check_count(name)
+        if self.frame_size is not None:
+            self._check_count("frame_size")
+        for name in ("gamma", "scale", "success_threshold", "success_bonus"):
+            self._check_number(name)
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma!r}.")
+        for name, choices in (("mode", Mode), ("signal", Signal), ("on_error", OnError)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}."
+                )
+        if not isinstance(self.terminate_on_success, bool):
+            raise TypeError(
+                f"terminate_on_success must be True or False, got {self.terminate_on_success!r}."
+            )
+        self._check_camera()
+        self.new_history()
+        self.new_detector()
+
+    def new_history(self) -> FrameHistory:
+        """Make the frame store of one camera."""
+        return FrameHistory(self.max_frames, self.sampling)
+
+    def new_detector(self) -> SuccessDetector:
+        """Make the success detector of one environment."""
+        return SuccessDetector(self.success_threshold, self.success_votes, self.success_window)
+
+    def _check_count(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
+
+    def _check_number(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number, got {value!r}.")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value!r}.")
+
+    def _check_camera(self) -> None:
+        several = isinstance(self.camera, Mapping)
+        cameras = self.camera.values() if isinstance(self.camera, Mapping) else [self.camera]
+        if not cameras or not all(isinstance(c, str) or callable(c) for c in cameras):
+            raise TypeError(
+                "camera must be 'render', an observation key, a function of (env, observation), "
+                f"or a dict of these{' with at least one entry' if several else ''}; "
+                f"got {self.camera!r}."
+            )
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def documented_by_settings(cls: _Class) -> _Class:
+    """Show the settings and their defaults where `cls` has `**settings`: in help() and editors."""
+    signature = inspect.signature(cls)
+    listed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in fields(RewardSettings)
+    ]
+    cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*listed, *settings]
+    )
+    return cls

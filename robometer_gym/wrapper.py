@@ -1,0 +1,145 @@
+"""RobometerRewardWrapper: the reward of one Gymnasium environment from its camera.
+
+Brings the EpisodeTracker what `gymnasium.Env` says and takes back what it decides. Knows nothing
+of when a prediction is due, of windows, or of how progress becomes a reward.
+"""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import RecordConstructorArgs
+from typing_extensions import Unpack
+
+from robometer_gym.camera import Cameras
+from robometer_gym.episode import EpisodeTracker, Start, Step
+from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
+from robometer_gym.reward_model import check_task
+from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
+
+__all__ = ["RobometerRewardWrapper"]
+
+
+@documented_by_settings
+class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Pays the agent from the camera, and ends the episode when it sees success.
+
+    A prediction is made at reset (the baseline), every `predict_every` steps, and at the last
+    step. Frames are taken only then. Observations, seeds and the environment's random state are
+    left alone. Wrap it outside `TimeLimit` (which `gym.make` applies) and inside
+    `RecordEpisodeStatistics` or SB3's `Monitor`, so that they count what the agent is paid.
+
+    `step` returns the reward as a float; `terminated` also where the model detected success; and
+    adds to `info`:
+
+    - `robometer/progress`: the latest progress, in [0, 1]; NaN while none is known.
+    - `robometer/success_prob`: the latest success probability, in [0, 1]; NaN likewise.
+    - `robometer/success`: bool, whether success was detected in this episode.
+    - `robometer/predicted`: bool, whether there was a prediction at this very step.
+    - `env_reward`: the environment's own reward, untouched.
+    - `is_success`: only at the end, and only if the environment reports neither `is_success` nor
+      `success` itself: whether success was detected. Else it is the environment's, untouched.
+    - `robometer/errors`: where `on_error` is not "raise", how many predictions have failed.
+
+    `reset` adds the `robometer/...` infos of the baseline. `reset(options={"task": ...})` changes
+    the task for that episode; all options go on to the environment.
+
+    Args:
+        env: any environment; made with render_mode="rgb_array" unless `camera` says otherwise.
+        task: what the robot should do, in words.
+        reward_model: a hub id or a folder, loaded at the first reset and once per process; "demo";
+            or any object with `predict`, which copies of this wrapper's spec then share.
+        **settings: see `robometer_gym.settings.RewardSettings`, or the signature.
+
+    Raises:
+        ValueError: a setting out of range, a camera that the env does not have, an empty task; at
+            reset and step, a frame that is black or not (H, W, 3) uint8.
+        TypeError: a setting of the wrong kind.
+        ResetNeeded: `step` before `reset`, or after the episode has ended.
+        CheckpointError: at the first reset, a model that cannot be loaded.
+        RewardModelError: an answer of the model that is no prediction (a NaN, say).
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+        >>> env = RobometerRewardWrapper(
+        ...     CountingEnv(lengths=[4]),
+        ...     task="push the block",
+        ...     reward_model=ScriptedRewardModel(progress=[0.125, 0.5, 0.75]),
+        ...     predict_every=2,
+        ... )
+        >>> _, info = env.reset(seed=0)
+        >>> info["robometer/progress"]
+        0.125
+        >>> [env.step(0)[1] for _ in range(4)]
+        [0.0, 0.375, 0.0, 0.25]
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        task: str,
+        reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+        **settings: Unpack[RewardOptions],
+    ) -> None:
+        # Not copied: a live model may hold gigabytes.
+        RecordConstructorArgs.__init__(
+            self, _disable_deepcopy=True, task=task, reward_model=reward_model, **settings
+        )
+        gym.Wrapper.__init__(self, env)
+        chosen = RewardSettings(**settings)
+        self._task = check_task(task)
+        self._cameras = Cameras(chosen.camera, chosen.frame_size, env)
+        self._tracker = EpisodeTracker(chosen, reward_model)
+
+    @property
+    def task(self) -> str:
+        """The instruction of the current episode; before the first, the one given at the start."""
+        return self._tracker.task(0) if self._tracker.running(0) else self._task
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode and predict its baseline.
+
+        Args:
+            seed: goes to the environment.
+            options: goes to the environment; "task" is this episode's instruction.
+        """
+        task = check_task((options or {}).get("task", self._task))
+        observation, info = self.env.reset(seed=seed, options=options)
+        frames = self._cameras.read(self.env, observation)
+        (begun,) = self._tracker.begin([Start(0, task, frames)])
+        return observation, {**info, **begun}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Make one step and pay for it; see the class for what `info` holds."""
+        if not self._tracker.running(0):
+            raise ResetNeeded(
+                "No episode is running: call reset() first. "
+                "(An episode also ends when success is detected; see terminate_on_success.)"
+            )
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        due = self._tracker.due(0, ended=bool(terminated or truncated))
+        step = Step(
+            env=0,
+            reward=float(reward),
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+            frames=self._cameras.read(self.env, observation) if due else None,
+            reports_success="is_success" in info or "success" in info,
+        )
+        (outcome,) = self._tracker.step([step])
+        return (
+            observation,
+            outcome.reward,
+            outcome.terminated,
+            step.truncated,
+            {**info, **outcome.info},
+        )
+
+    def close(self) -> None:
+        """End the episode and close the environment."""
+        self._tracker.close()
+        super().close()
