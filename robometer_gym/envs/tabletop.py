@@ -1,13 +1,11 @@
 """A table seen from above, a gripper and three coloured blocks: the built-in demo environment.
 
-Drawn with numpy alone, so it needs no OpenGL, no display and no download.
-Knows nothing of reward models or wrappers.
+Needs no OpenGL, no display and no download. Knows nothing of wrappers or of how it is painted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
+from robometer_gym.envs.drawing import draw_gripper, draw_table
 from robometer_gym.reward_model import Frame
 
 __all__ = ["COLOURS", "TASK", "TASKS", "TabletopReachEnv"]
@@ -28,33 +27,15 @@ TASKS = tuple(TASK.format(colour) for colour in COLOURS)
 LAYOUTS = ("fixed", "random")
 
 # Lengths are in table units: both axes of the table run from -1 to 1.
-SPEED = 0.0225  # how far an action of length 1 moves the gripper in one step
+SPEED = 0.0235  # how far an action of length 1 moves the gripper in one step
 REACH = 0.1  # on the block: at most this far from its centre ...
 STILL = 0.25 * SPEED  # ... and resting: moved at most this far in the step
-START = 0.3  # the gripper starts within +-START on both axes
-PLACES = np.array([[-0.65, -0.4], [0.65, -0.4], [0.0, 0.75]])
+START = 0.25  # the gripper starts within +-START on both axes
+PLACES = np.array([[-0.78, -0.45], [0.78, -0.45], [0.0, 0.78]])
 JITTER = 0.08  # the fixed layout moves each block by up to this, on both axes
-SCATTER = 0.8  # the random layout puts blocks within +-SCATTER ...
-APART = 0.5  # ... and everything at least this far apart, on the axis where it is farther
+SCATTER = 0.85  # the random layout puts blocks within +-SCATTER ...
+APART = 0.55  # ... and everything at least this far apart, on the axis where it is farther
 SLOWING = 0.2  # the share of the remaining way that the expert goes in one step at the end
-
-# Pixels.
-SIZE = 64
-SCALE = 24  # pixels per table unit, so that the gripper is in the picture wherever it is
-SPRITE = 16  # side of the square in which a block or the gripper is drawn
-PHASES = 4  # sprites are drawn at quarters of a pixel, so that slow motion shows
-
-PAINT = {
-    "floor": (70, 74, 82),
-    "rim": (150, 116, 80),
-    "table": (224, 200, 166),
-    "shadow": (60, 44, 30),
-    "red": (212, 48, 48),
-    "green": (44, 158, 76),
-    "blue": (44, 96, 212),
-    "dark": (34, 36, 44),
-    "white": (250, 250, 250),
-}
 
 
 @dataclass
@@ -68,7 +49,8 @@ class _Episode:
     @property
     def offset(self) -> NDArray[np.float64]:
         """(2,) from the gripper to the named block."""
-        return self.blocks[TASKS.index(self.task)] - self.gripper
+        offset: NDArray[np.float64] = self.blocks[TASKS.index(self.task)] - self.gripper
+        return offset
 
 
 class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -166,7 +148,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         success = bool(still and np.linalg.norm(now.offset) <= REACH)
         return self._observation(), float(success), success, False, {"is_success": success}
 
-    def render(self) -> Frame | None:  # type: ignore[override]
+    def render(self) -> Frame | None:
         """Draw the table: (64, 64, 3) uint8 RGB, or None without a render mode.
 
         Raises:
@@ -176,18 +158,14 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if self.render_mode is None:
             return None
         if now.scene is None:
-            now.scene = _table().copy()
-            for colour, block in zip(COLOURS, now.blocks, strict=True):
-                _draw(now.scene, colour, block)
-        frame = now.scene.copy()
-        _draw(frame, "gripper", now.gripper)
-        return frame
+            now.scene = draw_table(dict(zip(COLOURS, now.blocks, strict=True)))
+        return draw_gripper(now.scene, now.gripper)
 
     def expert_action(self, noise: float = 0.0) -> NDArray[np.float32]:
         """What a scripted expert does now: go straight to the named block, slow down, rest on it.
 
-        Measured over 3000 episodes: MEAN_FIXED steps on average in the fixed layout, MEAN_RANDOM in
-        the random one, always with success.
+        Measured over 3000 episodes of each layout, it always succeeds: after 39.9 steps on average
+        (23 to 58) in the fixed layout, 39.0 (26 to 67) in the random one.
 
         Args:
             noise: standard deviation of the Gaussian noise added to each number, >= 0. It is drawn
@@ -222,7 +200,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         gripper = self.np_random.uniform(-START, START, 2)
         if self.layout == "fixed":
             return gripper, PLACES + self.np_random.uniform(-JITTER, JITTER, PLACES.shape)
-        while True:  # one try in four or so succeeds
+        while True:  # one try in thirteen or so succeeds
             blocks = self.np_random.uniform(-SCATTER, SCATTER, PLACES.shape)
             things = np.vstack([gripper, blocks])
             gaps = np.abs(things[:, None] - things[None]).max(axis=-1)
@@ -255,64 +233,3 @@ def _check_noise(noise: float) -> None:
         raise TypeError(f"noise must be a number >= 0, got {noise!r}.")
     if not 0.0 <= noise < np.inf:
         raise ValueError(f"noise is a standard deviation: it must be finite and >= 0, got {noise}.")
-
-
-@lru_cache(maxsize=1)
-def _table() -> Frame:
-    """The empty table, (64, 64, 3) uint8: not to be written to."""
-    y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
-    edge = SIZE / 2 - np.maximum(np.abs(x), np.abs(y))  # 0.5 at the picture's border
-    light = 1.0 - 0.04 * (x + y) / SIZE - 0.05 * np.clip((6.0 - edge) / 4.0, 0.0, 1.0)
-    planks = 1.0 - 0.03 * (np.arange(SIZE) % 16 == 0)[:, None]
-    frame = np.array(PAINT["table"]) * (light * planks)[..., None]
-    frame[edge < 3] = PAINT["rim"]
-    frame[edge < 2] = PAINT["floor"]
-    frame = frame.round().astype(np.uint8)
-    frame.flags.writeable = False
-    return frame
-
-
-def _draw(frame: Frame, name: str, place: NDArray[np.float64]) -> None:
-    """Paint a block or the gripper onto `frame`, with its centre at `place` (2,)."""
-    quarters = np.rint((place * SCALE + SIZE / 2) * PHASES).astype(int)
-    (column, row), (dx, dy) = quarters // PHASES - SPRITE // 2, quarters % PHASES
-    paint, through = _sprite(name, int(dx), int(dy))
-    patch = frame[row : row + SPRITE, column : column + SPRITE]
-    patch[:] = patch * through + paint
-
-
-@lru_cache(maxsize=None)
-def _sprite(name: str, dx: int, dy: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What to add to the picture (16, 16, 3), and the share of it that shows through (16, 16, 1).
-
-    Painted in layers, with several samples to a pixel; `dx` and `dy` are quarters of a pixel.
-    """
-    samples = (np.arange(SPRITE * 4) + 0.5) / 4 - SPRITE / 2
-    x, y = np.meshgrid(samples - dx / PHASES, samples - dy / PHASES)
-    paint = np.full((SPRITE, SPRITE, 3), 0.5)  # so that cutting to uint8 rounds
-    through = np.ones((SPRITE, SPRITE, 1))
-    for colour, opacity, inside in _layers(name, x, y):
-        share = opacity * inside.reshape(SPRITE, 4, SPRITE, 4).mean(axis=(1, 3))[..., None]
-        paint = paint * (1 - share) + share * np.array(PAINT[colour])
-        through = through * (1 - share)
-    return paint.astype(np.float32), through.astype(np.float32)
-
-
-def _layers(
-    name: str, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> list[tuple[str, float, NDArray[np.bool_]]]:
-    """Colour, opacity and shape of each layer of a sprite, from the bottom to the top."""
-    if name == "gripper":
-        away, shadow = np.hypot(x, y), np.hypot(x - 1, y - 1)
-        return [
-            ("shadow", 0.35, (shadow > 2.2) & (shadow < 4.9)),
-            ("dark", 1.0, (away > 2.2) & (away < 4.9)),
-            ("white", 1.0, (away > 2.9) & (away < 4.2)),
-        ]
-    out, shadow = np.maximum(np.abs(x), np.abs(y)), np.maximum(np.abs(x - 1), np.abs(y - 1))
-    return [
-        ("shadow", 0.35, shadow < 5.2),
-        ("shadow", 0.6, out < 5.2),
-        (name, 0.75, out < 5.2),
-        (name, 1.0, out < 4.5),
-    ]

@@ -1,0 +1,221 @@
+"""Pictures of scores: a film strip, and progress and success beneath it.
+
+Knows nothing of models or environments, and touches no global state of matplotlib: every picture
+is a `matplotlib.figure.Figure` of its own, drawn without a display.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+from numpy.typing import NDArray
+
+from robometer_gym.evaluation.scoring import Scores
+from robometer_gym.frames import linspace_indices
+from robometer_gym.reward_model import Frame
+from robometer_gym.settings import RewardSettings
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Run", "plot_episodes", "plot_scores"]
+
+_WIDTH, _DPI = 10.0, 120  # inches; 1200 pixels
+_MARGIN = 0.7  # inches beside a film strip: the width of the curves' labels
+_TALLEST = 1.9  # inches, a frame in a film strip
+_CURVES = 2.4  # inches, the height of the curves
+
+_PROGRESS, _SUCCESS, _TRUE = "#1d5fd1", "#d9660a", "#15803d"
+_INK, _PALE, _GRID = "#1f2933", "#667380", "#e4e8ec"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One episode, as `plot_episodes` draws it.
+
+    Attributes:
+        name: who acted.
+        frames: (T + 1, H, W, 3) uint8, the frame at reset and after each of T steps.
+        scores: what was predicted; `scores.frame_indices` are steps.
+        true_success: the step at which the environment itself said that it was done, or None.
+        detected: the step at which the success detector fired, or None.
+    """
+
+    name: str
+    frames: NDArray[np.uint8] | Sequence[Frame]
+    scores: Scores
+    true_success: int | None = None
+    detected: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps the episode had."""
+        return len(self.frames) - 1
+
+
+def plot_scores(
+    scores: Scores, frames: NDArray[np.uint8] | Sequence[Frame], path: str | os.PathLike[str]
+) -> None:
+    """Draw the scores of one video as a PNG, 1200 pixels wide.
+
+    Args:
+        scores: what was said.
+        frames: (T, H, W, 3) uint8, the frames that were scored; up to 8 of them are shown.
+        path: where to; overwritten if it exists.
+
+    Raises:
+        ValueError: not one frame per score.
+        DependencyNotInstalled: matplotlib is missing.
+    """
+    if len(frames) != len(scores):
+        raise ValueError(
+            f"frames must be the {len(scores)} that were scored, got {len(frames)}: "
+            "give video.frames[scores.frame_indices]."
+        )
+    timed = scores.seconds is not None
+    times = scores.frame_indices if scores.seconds is None else scores.seconds
+    shown = linspace_indices(len(frames), 8)
+    labels = [f"{times[i]:.1f} s" if timed else f"frame {times[i]}" for i in shown]
+    pictures = [frames[i] for i in shown]
+
+    figure, [(strip, curves)] = _layout([pictures])
+    figure.suptitle(
+        _wrap(scores.task, 80), fontsize=14, weight="bold", color=_INK, parse_math=False
+    )
+    _draw_strip(strip, pictures, labels)
+    _draw_scores(curves, times, scores, "time (s)" if timed else "frame")
+    _draw_legend(figure, curves)
+    figure.savefig(path, format="png")
+
+
+def plot_episodes(
+    runs: Sequence[Run], path: str | os.PathLike[str], *, title: str = "", note: str = ""
+) -> None:
+    """Draw episodes side by side as a PNG, 1200 pixels wide: who does better, and is it seen?
+
+    Points are predictions. A vertical line marks where the environment itself said that the task
+    was done, another where the model's success was detected.
+
+    Args:
+        runs: one to four of them, so that the frames stay visible.
+        path: where to; overwritten if it exists.
+        title: stands on top.
+        note: stands at the bottom, small.
+
+    Raises:
+        ValueError: no runs, or more than four.
+        DependencyNotInstalled: matplotlib is missing.
+    """
+    if not 1 <= len(runs) <= 4:
+        raise ValueError(f"runs must be one to four episodes, got {len(runs)}.")
+    shown = [linspace_indices(len(run.frames), 10 // len(runs)) for run in runs]
+    pictures = [[run.frames[i] for i in which] for run, which in zip(runs, shown, strict=True)]
+
+    figure, axes = _layout(pictures)
+    if title:
+        figure.suptitle(_wrap(title, 80), fontsize=14, weight="bold", color=_INK, parse_math=False)
+    for run, which, images, (strip, curves) in zip(runs, shown, pictures, axes, strict=True):
+        strip.set_title(_headline(run), fontsize=11, color=_INK, parse_math=False)
+        _draw_strip(strip, images, [f"step {i}" for i in which])
+        _draw_marks(curves, run)
+        _draw_scores(curves, run.scores.frame_indices, run.scores, "environment step")
+    _draw_legend(figure, *(curves for _, curves in axes))
+    if note:
+        figure.supxlabel(note, fontsize=9, color=_PALE, parse_math=False)
+    figure.savefig(path, format="png")
+
+
+def _layout(strips: Sequence[Sequence[Frame]]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """A figure with a film strip above curves, once per column."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DependencyNotInstalled(
+            "Drawing plots needs matplotlib: pip install 'robometer-gym[video]'."
+        ) from error
+    room = _WIDTH / len(strips) - _MARGIN
+    tallest = max(room / len(strip) * strip[0].shape[0] / strip[0].shape[1] for strip in strips)
+    heights = [min(_TALLEST, tallest), _CURVES]
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.6), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(2, len(strips), height_ratios=heights, squeeze=False)
+    return figure, list(zip(axes[0], axes[1], strict=True))
+
+
+def _draw_strip(axes: Axes, frames: Sequence[Frame], labels: Sequence[str]) -> None:
+    """Draw frames of one size side by side, a label under each."""
+    height, width, _ = frames[0].shape
+    pitch = width + max(1, width // 24)
+    strip = np.full((height, pitch * len(frames), 3), 255, np.uint8)
+    for place, frame in enumerate(frames):
+        strip[:, place * pitch : place * pitch + width] = frame
+    axes.imshow(strip[:, : pitch * len(frames) - (pitch - width)])
+    centres = [place * pitch + (width - 1) / 2 for place in range(len(frames))]
+    axes.set_xticks(centres, labels, fontsize=9, color=_PALE)
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_scores(axes: Axes, times: NDArray[Any], scores: Scores, unit: str) -> None:
+    threshold = RewardSettings.success_threshold
+    dashes: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (4, 3)), "alpha": 0.7}
+    points: dict[str, Any] = {"linewidth": 2, "markersize": 5, "clip_on": False, "zorder": 3}
+    axes.axhline(threshold, color=_SUCCESS, label=f"success threshold {threshold:g}", **dashes)
+    axes.plot(times, scores.success, "s-", color=_SUCCESS, label="success probability", **points)
+    axes.plot(times, scores.progress, "o-", color=_PROGRESS, label="progress", **points)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(unit, color=_INK)
+    axes.grid(color=_GRID)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_PALE, labelcolor=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_PALE)
+
+
+def _draw_marks(axes: Axes, run: Run) -> None:
+    """Draw vertical lines where success was true, and where it was detected."""
+    axes.set_xlim(0, max(1, run.steps))
+    if run.detected is not None:
+        axes.axvline(run.detected, color=_SUCCESS, linewidth=2, linestyle=":", label="detected")
+    if run.true_success is not None:
+        axes.axvline(
+            run.true_success,
+            color=_TRUE,
+            linewidth=3,
+            alpha=0.8,
+            clip_on=False,
+            label="true success",
+        )
+
+
+def _draw_legend(figure: Figure, *axes: Axes) -> None:
+    """Draw one legend for all curves, each name once."""
+    lines: dict[Any, Artist] = {}
+    for one in axes:
+        handles, names = one.get_legend_handles_labels()
+        lines |= dict(zip(names, handles, strict=True))
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="outside lower center",
+        ncols=len(lines),
+        frameon=False,
+    )
+
+
+def _headline(run: Run) -> str:
+    if run.true_success is None:
+        return f"{run.name}: {run.steps} steps, never done"
+    return f"{run.name}: done at step {run.true_success}"
+
+
+def _wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" ..."))

@@ -1,0 +1,243 @@
+"""Video files to frames and back, and which frames of a video to show.
+
+Knows nothing of tasks or models. PyAV is imported only when a video file is read or written.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+from numpy.typing import NDArray
+
+from robometer_gym.camera import shrink
+from robometer_gym.reward_model import Frame
+
+__all__ = ["Video", "read_video", "sample_at_fps", "write_video"]
+
+_VIDEO_FILES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
+_ARRAY_FILES = (".npy", ".npz")
+_WRITABLE = (".mp4", ".mov", ".mkv")
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames, and how fast they were taken.
+
+    Attributes:
+        frames: (T, H, W, 3) uint8 RGB in [0, 255], oldest first, T >= 1.
+        fps: frames per second, > 0; None where nobody knows.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or an fps that is no rate.
+
+    Example:
+        >>> Video(np.zeros((20, 48, 64, 3), np.uint8), fps=10.0)
+        Video(20 frames of 48x64, 10 fps)
+    """
+
+    frames: NDArray[np.uint8]
+    fps: float | None
+
+    def __post_init__(self) -> None:
+        _check_frames(self.frames)
+        if self.fps is not None:
+            _check_rate("fps", self.fps)
+
+    def __repr__(self) -> str:
+        count, height, width, _ = self.frames.shape
+        rate = "unknown fps" if self.fps is None else f"{self.fps:g} fps"
+        return f"Video({count} frames of {height}x{width}, {rate})"
+
+
+def read_video(path: str | os.PathLike[str], *, frame_size: int | None = None) -> Video:
+    """Read all frames of a file.
+
+    Args:
+        path: .mp4, .mov, .avi, .mkv, .webm or .gif; a .npy array (T, H, W, 3) uint8; or an .npz
+            with such an array named "frames" (or only one array) and, if known, a number "fps".
+        frame_size: shrink frames to this shortest edge while reading, so that a long video of a
+            phone fits in memory; never enlarges. None keeps the size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or does not hold what is described above.
+        DependencyNotInstalled: PyAV is missing.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _VIDEO_FILES + _ARRAY_FILES:
+        raise ValueError(
+            f"Cannot read {path}: a video must be one of "
+            f"{', '.join(_VIDEO_FILES + _ARRAY_FILES)}; got {suffix or 'no suffix'}."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    read = _read_arrays if suffix in _ARRAY_FILES else _decode
+    try:
+        return read(path, frame_size)
+    except ValueError as error:
+        raise ValueError(f"Cannot read {path}: {error}") from error
+
+
+def sample_at_fps(total: int, native_fps: float, fps: float) -> list[int]:
+    """Return which of `total` frames to show for `fps` frames per second.
+
+    Evenly spaced from the first to the last, cut to whole numbers; never more than there are, and
+    the first alone where one is enough.
+
+    Source: robometer/scripts/example_inference.py at c7f38e2.
+
+    Raises:
+        ValueError: no frames, or a rate that is not a positive number.
+
+    Example:
+        >>> sample_at_fps(32, native_fps=10, fps=3)
+        [0, 3, 6, 10, 13, 17, 20, 24, 27, 31]
+    """
+    if total < 1:
+        raise ValueError(f"total must be >= 1 frame, got {total!r}.")
+    _check_rate("native_fps", native_fps)
+    _check_rate("fps", fps)
+    desired = max(1, min(total, round(total * fps / native_fps)))
+    return [int(index) for index in np.linspace(0, total - 1, desired, dtype=int)]
+
+
+def write_video(
+    path: str | os.PathLike[str], frames: NDArray[np.uint8] | Sequence[Frame], fps: float
+) -> None:
+    """Write an h264 video that every player and browser shows.
+
+    Args:
+        path: .mp4, .mov or .mkv; overwritten if it exists.
+        frames: (T, H, W, 3) uint8 RGB in [0, 255]. An odd height or width, which h264 cannot
+            have, gets its last row or column twice.
+        fps: frames per second, > 0.
+
+    Raises:
+        ValueError: another suffix, a wrong shape or dtype, or an fps that is no rate.
+        DependencyNotInstalled: PyAV is missing.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _WRITABLE:
+        raise ValueError(f"Cannot write {path}: its suffix must be one of {', '.join(_WRITABLE)}.")
+    _check_rate("fps", fps)
+    images = np.asarray(frames)
+    _check_frames(images)
+    height, width = images.shape[1:3]
+    images = np.pad(images, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    av = _import_av("Writing")
+    with av.open(str(path), "w") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        stream.height, stream.width = images.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def _decode(path: Path, frame_size: int | None) -> Video:
+    av = _import_av("Reading")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("it has no pictures, only sound or text.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            frames = [shrink(frame, frame_size) for frame in _pictures(container.decode(stream))]
+            rate = stream.average_rate
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"it is empty, broken or cut off ({error.strerror}). Does it play? Copy it again."
+        ) from error
+    if not frames:
+        raise ValueError("it is empty: it has no frame.")
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise ValueError("its frames change size. Write it again with one size.")
+    return Video(np.stack(frames), float(rate) if rate else None)
+
+
+def _pictures(decoded: Iterator[Any]) -> Iterator[Frame]:
+    for picture in decoded:
+        if picture.is_corrupt:
+            raise ValueError("it is broken: parts of it are lost. Copy it again.")
+        yield picture.to_ndarray(format="rgb24")
+
+
+def _read_arrays(path: Path, frame_size: int | None) -> Video:
+    try:
+        loaded = np.load(path, allow_pickle=False)  # a pickle could run any program
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            "it holds no plain array (it is empty, cut off, or full of pickled Python objects). "
+            "Write it with np.save(path, frames), frames being (T, H, W, 3) uint8."
+        ) from error
+    fps = None
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        with loaded:
+            loaded, fps = _unpack(loaded)
+    _check_frames(loaded)
+    if frame_size is not None and min(loaded.shape[1:3]) > frame_size:
+        loaded = np.stack([shrink(frame, frame_size) for frame in loaded])
+    return Video(loaded, fps)
+
+
+def _unpack(archive: np.lib.npyio.NpzFile) -> tuple[NDArray[Any], float | None]:
+    """Frames and fps from an .npz."""
+    names = [name for name in archive.files if name != "fps"]
+    if "frames" in names:
+        names = ["frames"]
+    if len(names) != 1:
+        raise ValueError(f"an .npz must hold an array 'frames' or only one array, got {names}.")
+    try:
+        frames = archive[names[0]]
+        fps = archive["fps"] if "fps" in archive.files else None
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            "its arrays are broken or pickled Python objects. "
+            "Write it with np.savez(path, frames=frames, fps=10)."
+        ) from error
+    if fps is not None and (fps.size != 1 or fps.dtype.kind not in "iuf"):
+        raise ValueError(f"fps must be one number, got {fps.dtype} of shape {fps.shape}.")
+    return frames, None if fps is None else float(fps.item())
+
+
+def _check_frames(frames: Any) -> None:
+    shape: tuple[int, ...] = getattr(frames, "shape", ())
+    dtype = getattr(frames, "dtype", type(frames).__name__)
+    if len(shape) == 4 and shape[3] == 3 and 0 not in shape and dtype == np.uint8:
+        return
+    if len(shape) == 3 and shape[2] == 3:
+        cure = "This is one picture: frames[None] makes a video of one frame of it."
+    elif len(shape) == 4 and shape[1] == 3 != shape[3]:
+        cure = "Transpose channel-first video with np.moveaxis(frames, 1, -1)."
+    elif len(shape) == 4 and shape[3] == 3 and 0 not in shape:
+        cure = "Convert floats in [0, 1] with (frames * 255).round().astype(np.uint8)."
+    else:
+        cure = "Give RGB pictures of one size, oldest first."
+    raise ValueError(f"frames must be (T, H, W, 3) uint8; got {tuple(shape)} {dtype}. {cure}")
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"{name} must be a number of frames per second > 0, got {rate!r}.")
+
+
+def _import_av(doing: str) -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise DependencyNotInstalled(
+            f"{doing} mp4 needs PyAV: pip install 'robometer-gym[video]'."
+        ) from error
+    return av

@@ -1,0 +1,71 @@
+"""From an id or a path to a folder on this machine.
+
+Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from robometer_gym.reward_model import CheckpointError
+
+__all__ = ["find_files"]
+
+
+def find_files(
+    id_or_path: str | os.PathLike[str],
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return a folder with the wanted files; from the hub they are downloaded, or taken from cache.
+
+    Args:
+        id_or_path: a folder, or a hub id "name/model".
+        patterns: which files, as shell patterns; only for the hub.
+        revision: branch, tag or commit; only for the hub.
+        local_files_only: never ask the hub, take what is in its cache.
+
+    Raises:
+        CheckpointError: there is no such folder, or the hub does not have it or cannot be reached.
+    """
+    path = Path(id_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if _means_a_path(id_or_path):
+        what = "is a file; give the folder that holds it" if path.is_file() else "does not exist"
+        raise CheckpointError(f"The checkpoint folder {os.fspath(id_or_path)!r} {what}.")
+    try:
+        return Path(
+            snapshot_download(
+                os.fspath(id_or_path),
+                revision=revision,
+                allow_patterns=list(patterns),
+                local_files_only=local_files_only,
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(
+            f"{os.fspath(id_or_path)!r}{at} is neither a folder here nor to be had from the "
+            f"Hugging Face Hub. Is the id right, and the network up? Without a network, download "
+            f"it elsewhere ('hf download {os.fspath(id_or_path)}') and give the folder. "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _means_a_path(id_or_path: str | os.PathLike[str]) -> bool:
+    """Return whether this can only be a path: an id is "name/model"."""
+    if not isinstance(id_or_path, str):
+        return True
+    return (
+        id_or_path.startswith((".", "/", "~"))
+        or id_or_path.count("/") != 1
+        or Path(id_or_path).exists()
+    )

@@ -1,0 +1,155 @@
+"""From pictures to the patches that Qwen3-VL's vision tower reads.
+
+Bit for bit what qwen-vl-utils followed by the Qwen2-VL image processor gives, without either.
+Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from robometer_gym.reward_model import Frame
+
+__all__ = ["ImageSettings", "smart_size"]
+
+_MAX_ASPECT = 200
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pictures are cut and normalised; from a processor's own configuration file.
+
+    Attributes:
+        patch_size: pixels along one side of a patch.
+        merge_size: patches along one side that become one token.
+        temporal_patch_size: frames per patch; a still picture is repeated.
+        image_mean: per channel, of pixel values in [0, 1].
+        image_std: per channel, likewise.
+
+    Example:
+        >>> settings = ImageSettings()
+        >>> patches, grid = settings.patches(np.zeros((240, 320, 3), np.uint8))
+        >>> tuple(patches.shape), grid, settings.tokens(grid)
+        ((320, 1536), (16, 20), 80)
+    """
+
+    patch_size: int = 16
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> ImageSettings:
+        """Read preprocessor_config.json; keys that say nothing about stills are passed over.
+
+        Raises:
+            KeyError: a value is missing. Defaults would be those of another model.
+        """
+        numbers = {
+            key: int(config[key]) for key in ("patch_size", "merge_size", "temporal_patch_size")
+        }
+        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+        return cls(**numbers, image_mean=mean, image_std=std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what preprocessor_config.json holds, readable by transformers as well."""
+        return {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen3VLProcessor",
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "rescale_factor": 1 / 255,
+            "resample": 3,
+            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+            **asdict(self),
+        }
+
+    def tokens(self, grid: tuple[int, int]) -> int:
+        """Return how many tokens of the language model a picture of `grid` patches takes."""
+        return grid[0] * grid[1] // self.merge_size**2
+
+    def tokens_of_size(self, height: int, width: int) -> int:
+        """Return how many tokens a picture of this size in pixels takes."""
+        side = self.patch_size * self.merge_size
+        high, wide = smart_size(height, width, side)
+        return high * wide // side**2
+
+    def patches(self, image: Frame) -> tuple[Tensor, tuple[int, int]]:
+        """Resize, normalise and cut one picture.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Returns:
+            (h * w, 3 * temporal_patch_size * patch_size**2) float32, in the order in which the
+            vision tower merges them; and the grid (h, w) in patches.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        source = image.shape[0], image.shape[1]
+        height, width = smart_size(*source, self.patch_size * self.merge_size)
+        if (height, width) != source:
+            resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+            image = np.asarray(resized)
+        # Rescaling by 1/255 is folded into mean and std, as in transformers: the same roundings.
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
+        mean, std = (torch.tensor(v) * 255.0 for v in (self.image_mean, self.image_std))
+        pixels = (pixels - mean[:, None, None]) / std[:, None, None]
+        grid = (height // self.patch_size, width // self.patch_size)
+        return self._cut(pixels, grid), grid
+
+    def _cut(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        merge, side = self.merge_size, self.patch_size
+        high, wide = grid[0] // merge, grid[1] // merge
+        cut = pixels.reshape(3, high, merge, side, wide, merge, side)
+        cut = cut.permute(1, 4, 2, 5, 0, 3, 6)  # (high, wide, merge, merge, 3, side, side)
+        cut = cut.unsqueeze(5).expand(*cut.shape[:5], self.temporal_patch_size, side, side)
+        return cut.reshape(grid[0] * grid[1], -1)
+
+
+def smart_size(height: int, width: int, factor: int) -> tuple[int, int]:
+    """Return the size in pixels that the model sees: multiples of `factor`, within its bounds.
+
+    Source: smart_resize of qwen-vl-utils 0.0.14, with its bounds of 4 and 16384 tokens.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+
+    Example:
+        >>> smart_size(240, 320, 32)
+        (256, 320)
+    """
+    if max(height, width) / min(height, width) > _MAX_ASPECT:
+        raise ValueError(
+            f"A frame of {height}x{width} is too long and narrow: "
+            f"one side may be at most {_MAX_ASPECT} times the other."
+        )
+    least, most = 4 * factor**2, 16384 * factor**2
+    high = max(factor, round(height / factor) * factor)
+    wide = max(factor, round(width / factor) * factor)
+    if high * wide > most:
+        shrink = math.sqrt(height * width / most)
+        high = math.floor(height / shrink / factor) * factor
+        wide = math.floor(width / shrink / factor) * factor
+    elif high * wide < least:
+        grow = math.sqrt(least / (height * width))
+        high = math.ceil(height * grow / factor) * factor
+        wide = math.ceil(width * grow / factor) * factor
+    return high, wide
+
+
+def image_grids(grids: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the grids as transformers wants them: (N, 3) int64 of (1, h, w)."""
+    return torch.tensor([(1, *grid) for grid in grids], dtype=torch.int64)

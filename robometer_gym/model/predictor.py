@@ -1,0 +1,247 @@
+"""RobometerRewardModel: clips in, numpy predictions out.
+
+The one class of the model half that users meet. Knows nothing of environments or rewards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robometer_gym.model.checkpoint import CHECKPOINT_FILES, load_checkpoint, save_checkpoint
+from robometer_gym.model.config import Format, RobometerConfig
+from robometer_gym.model.heads import decode_progress
+from robometer_gym.model.hub import find_files
+from robometer_gym.model.modeling import RobometerModel
+from robometer_gym.model.processor import Encoded, RobometerProcessor
+from robometer_gym.reward_model import CheckpointError, Clip, Prediction
+
+__all__ = ["RobometerRewardModel"]
+
+# Tokens in one forward pass. Larger batches gain no speed on a GPU and could exhaust its memory.
+_MOST_TOKENS = 16384
+
+
+class RobometerRewardModel:
+    """Robometer as a `RewardModel`.
+
+    Args:
+        model: the network, with weights, on its device.
+        processor: made for the same backbone.
+        config: what the network was built from.
+
+    Raises:
+        CheckpointError: network and processor do not belong together.
+
+    Example:
+        >>> import numpy as np
+        >>> from robometer_gym.model.demo import demo_checkpoint
+        >>> model = RobometerRewardModel.from_pretrained(demo_checkpoint())
+        >>> clip = Clip(np.zeros((3, 64, 64, 3), np.uint8), "move the gripper to the red block")
+        >>> model.predict([clip])[0].progress.shape
+        (3,)
+    """
+
+    def __init__(
+        self, model: RobometerModel, processor: RobometerProcessor, config: RobometerConfig
+    ) -> None:
+        _check_together(model, processor)
+        self.model = model.eval()
+        self.processor = processor
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        processor: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> RobometerRewardModel:
+        """Load a checkpoint in LeRobot's or the authors' format.
+
+        Args:
+            id_or_path: a hub id ("lerobot/Robometer-4B", "robometer/Robometer-4B") or a folder.
+            revision: branch, tag or commit on the hub.
+            device: where to run; by default the GPU if there is one.
+            dtype: of the backbone; by default bfloat16 on a GPU and float32 on a CPU.
+            processor: a hub id or folder with tokenizer and image settings; by default the
+                checkpoint's own, or else those of its base model.
+            local_files_only: never ask the hub.
+
+        Raises:
+            CheckpointError: it cannot be found, read or trusted; the message says why.
+            ValueError: an unknown dtype.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = _dtype(dtype, device)
+        folder = find_files(
+            id_or_path, CHECKPOINT_FILES, revision=revision, local_files_only=local_files_only
+        )
+        model, config = load_checkpoint(folder, device=device, dtype=dtype)
+        own = folder if (folder / "tokenizer.json").is_file() else config.base_model_id
+        return cls(
+            model,
+            RobometerProcessor.from_pretrained(
+                processor or own,
+                local_files_only=local_files_only,
+                preference_asks_progress=config.preference_asks_progress,
+            ),
+            config,
+        )
+
+    def save_pretrained(self, path: str | os.PathLike[str], format: Format = "lerobot") -> None:
+        """Write a folder that `from_pretrained` reads, tokenizer and image settings included.
+
+        Args:
+            path: the folder; made if it is not there.
+            format: "lerobot" (readable by LeRobot) or "upstream" (by the authors' code).
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(self.model, self.config, folder, format)
+        self.processor.save_pretrained(folder)
+
+    @torch.inference_mode()
+    def predict(self, clips: Sequence[Clip]) -> list[Prediction]:
+        """Score clips; lengths, sizes and tasks may differ from clip to clip.
+
+        The value at a frame depends on the frames up to it only.
+
+        Args:
+            clips: any number of clips. The released model was trained with 8 frames of about 240
+                pixels; more and larger ones are accepted.
+
+        Returns:
+            One Prediction per clip, in order: (T,) float32 progress and success in [0, 1].
+        """
+        predictions = []
+        for batch in self._batches(clips):
+            hidden = self.model.hidden_states(batch)
+            counts = [len(each) for each in hidden]
+            together = torch.cat(hidden)
+            progress = decode_progress(self.model.progress_head(together))
+            success = self.model.success_head(together)[:, 0].sigmoid()
+            values = torch.stack([progress, success]).cpu().split(counts, dim=1)
+            predictions += [Prediction(*each.numpy()) for each in values]
+        return predictions
+
+    @torch.inference_mode()
+    def prefer(self, a: Clip, b: Clip) -> float:
+        """Return how probable it is that `a` comes further than `b` at the task of `a`.
+
+        The model is asked in both orders and the answers are averaged, so that
+        `prefer(a, b) + prefer(b, a) == 1` for clips of one task. It was trained on pairs of
+        equal length.
+
+        Returns:
+            A probability in [0, 1].
+
+        Raises:
+            ValueError: the clips have different tasks.
+        """
+        if a.task != b.task:
+            raise ValueError(
+                f"prefer compares two attempts at one task, got {a.task!r} and {b.task!r}."
+            )
+        batch = self.processor.encode_preference([(a, b), (b, a)])
+        hidden = torch.cat(self.model.hidden_states(batch))
+        a_first, b_first = self.model.preference_head(hidden)[:, 0].sigmoid().tolist()
+        return float(a_first + (1.0 - b_first)) / 2.0
+
+    def compute_reward(
+        self,
+        clips: Sequence[Clip],
+        output: Literal["progress", "success"] = "progress",
+        success_threshold: float = 0.5,
+    ) -> NDArray[np.float32]:
+        """Return one number per clip, as LeRobot's method of this name does.
+
+        Args:
+            clips: any number of clips.
+            output: "progress" of the last frame, or "success": 1.0 where the last frame's success
+                probability is above `success_threshold`, else 0.0.
+            success_threshold: in [0, 1].
+
+        Returns:
+            (N,) float32 in [0, 1].
+
+        Raises:
+            ValueError: another output.
+        """
+        if output not in ("progress", "success"):
+            raise ValueError(f"output must be 'progress' or 'success', got {output!r}.")
+        last = [getattr(prediction, output)[-1] for prediction in self.predict(clips)]
+        values = np.array(last, np.float32)
+        return values if output == "progress" else (values > success_threshold).astype(np.float32)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RobometerRewardModel:
+        """Return itself: a copied environment shares the weights, it does not double them."""
+        return self
+
+    def _batches(self, clips: Sequence[Clip]) -> Iterator[Encoded]:
+        """Encode in groups, so that many clips at once do not exhaust the memory."""
+        group: list[Clip] = []
+        tokens = 0
+        for clip in clips:
+            more = self._tokens(clip)
+            if group and tokens + more > _MOST_TOKENS:
+                yield self.processor.encode(group)
+                group, tokens = [], 0
+            group.append(clip)
+            tokens += more
+        if group:
+            yield self.processor.encode(group)
+
+    def _tokens(self, clip: Clip) -> int:
+        """Estimate how many tokens a clip takes; nearly all of them are pictures."""
+        return len(clip) * self.processor.images.tokens_of_size(*clip.images[0].shape[:2])
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be a floating type such as 'bfloat16', got {dtype!r}.")
+    return found
+
+
+def _check_together(model: RobometerModel, processor: RobometerProcessor) -> None:
+    rows = model.backbone.get_input_embeddings().weight.shape[0]
+    tokens = len(processor.tokenizer)
+    if tokens != rows:
+        raise CheckpointError(
+            f"The embedding has {rows} rows, but the tokenizer with Robometer's special tokens has "
+            f"{tokens} entries: token ids would mean something else. "
+            "Name the tokenizer that the checkpoint was trained with: processor='Qwen/...'."
+        )
+    config = model.backbone.config
+    of_model = (
+        config.image_token_id,
+        config.vision_config.patch_size,
+        config.vision_config.spatial_merge_size,
+        config.vision_config.temporal_patch_size,
+    )
+    images = processor.images
+    of_processor = (
+        processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        images.patch_size,
+        images.merge_size,
+        images.temporal_patch_size,
+    )
+    if of_model != of_processor:
+        raise CheckpointError(
+            "The checkpoint and the processor disagree about (image token, patch size, merge "
+            f"size, temporal patch size): {of_model} and {of_processor}. "
+            "Name the right one with processor=..."
+        )

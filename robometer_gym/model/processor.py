@@ -1,0 +1,303 @@
+"""From clips to what the backbone reads: token ids, positions and patches.
+
+Writes out the conversation as Qwen3-VL's chat template would, so that the result does not depend
+on a template file or on a version of transformers. Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from robometer_gym.model.config import SPECIAL_TOKENS
+from robometer_gym.model.hub import find_files
+from robometer_gym.model.images import ImageSettings, image_grids
+from robometer_gym.reward_model import CheckpointError, Clip
+
+__all__ = ["Encoded", "RobometerProcessor"]
+
+# The wording is part of the checkpoint: robometer/data/collators/rbm_heads.py:378 and 482-513 at
+# c7f38e2. {task} is put in once, by replace, so that braces in a task stay as they are.
+_PROGRESS_PROMPT = (
+    "The task for the robot is '{task}'. Given the trajectory video, predict the task progress at "
+    "each frame, how far along the robot is towards completing the task, a float between 0 and 1, "
+    "where 0 is the starting state and 1 is when the task is completed. If the robot is not "
+    "performing the same task, predict 0 progress."
+)
+_PREFERENCE_PROMPT = (
+    "Given these two trajectories for the task '{task}', evaluate which one makes more progress "
+    "towards the task. Return A for the first trajectory and B for the second trajectory."
+)
+_PREFERENCE_ASKS_PROGRESS = (
+    " Also predict the task progress at each frame of the first trajectory, how far along the "
+    "robot is towards completing the task, a float between 0 and 1, where 0 is the starting state "
+    "and 1 is when the task is completed. If the robot is not performing the same task, predict 0 "
+    "progress."
+)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+class Sample(NamedTuple):
+    """One conversation, not yet padded to others.
+
+    Attributes:
+        ids: (L,) int64 token ids.
+        positions: (3, L) int64: time, height and width of each token.
+        patches: (P, 1536) float32, of all pictures.
+        grids: per picture, (h, w) in patches.
+        answers: (A,) int64, the columns of `ids` that the heads read.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    patches: Tensor
+    grids: list[tuple[int, int]]
+    answers: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A batch of conversations, padded on the right.
+
+    Attributes:
+        input_ids: (B, L) int64.
+        attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
+        position_ids: (3, B, L) int64: time, height and width of each token.
+        pixel_values: (P, 1536) float32, the patches of all pictures of all samples.
+        image_grid_thw: (N, 3) int64, per picture 1 and its height and width in patches.
+        answers_at: per sample, the columns of `input_ids` that the heads read, int64.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    answers_at: list[Tensor]
+
+
+class RobometerProcessor:
+    """Turns clips into the backbone's inputs.
+
+    Args:
+        tokenizer: Qwen3-VL's; Robometer's five tokens are added to it if it lacks them.
+        images: how pictures are cut and normalised.
+        preference_asks_progress: see `RobometerConfig`.
+
+    Example:
+        >>> import numpy as np
+        >>> from robometer_gym.model.demo import byte_tokenizer
+        >>> processor = RobometerProcessor(byte_tokenizer(), ImageSettings())
+        >>> clip = Clip(np.zeros((2, 64, 64, 3), np.uint8), "open the drawer")
+        >>> encoded = processor.encode([clip])
+        >>> tuple(encoded.pixel_values.shape), len(encoded.answers_at[0])
+        ((32, 1536), 2)
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        images: ImageSettings,
+        *,
+        preference_asks_progress: bool = True,
+    ) -> None:
+        known = tokenizer.get_vocab()
+        tokenizer.add_tokens([t for t in SPECIAL_TOKENS if t not in known], special_tokens=True)
+        self.tokenizer = tokenizer
+        self.images = images
+        self.preference_asks_progress = preference_asks_progress
+        self._prog, self._pref, self._image, self._pad = (
+            tokenizer.convert_tokens_to_ids(token)
+            for token in ("<|prog_token|>", "<|pref_token|>", "<|image_pad|>", "<|endoftext|>")
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        preference_asks_progress: bool = True,
+    ) -> RobometerProcessor:
+        """Read tokenizer and image settings, and nothing else, from a folder or the hub.
+
+        Raises:
+            CheckpointError: not found, or not those of a Qwen3-VL model.
+        """
+        folder = find_files(
+            id_or_path,
+            (*_TOKENIZER_FILES, *_IMAGE_FILES),
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        return cls(
+            _read_tokenizer(folder),
+            _read_image_settings(folder),
+            preference_asks_progress=preference_asks_progress,
+        )
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write tokenizer and image settings into a folder that exists."""
+        self.tokenizer.save_pretrained(path)
+        settings = json.dumps(self.images.to_dict(), indent=2)
+        (Path(path) / _IMAGE_FILES[0]).write_text(settings + "\n")
+
+    def encode(self, clips: Sequence[Clip]) -> Encoded:
+        """Encode progress questions: one answer per frame.
+
+        Args:
+            clips: B >= 1 clips; lengths, sizes and tasks may differ.
+        """
+        return collate([self.progress_sample(clip) for clip in clips], self._pad)
+
+    def encode_preference(self, pairs: Sequence[tuple[Clip, Clip]]) -> Encoded:
+        """Encode preference questions, "is A better than B at A's task?": one answer per pair."""
+        return collate([self.preference_sample(a, b) for a, b in pairs], self._pad)
+
+    def progress_sample(self, clip: Clip) -> Sample:
+        """Encode one progress question."""
+        return self._sample([_PROGRESS_PROMPT.replace("{task}", clip.task), clip], self._prog)
+
+    def preference_sample(self, a: Clip, b: Clip) -> Sample:
+        """Encode one preference question; the task is that of `a`."""
+        prompt = _PREFERENCE_PROMPT.replace("{task}", a.task)
+        parts: list[str | Clip] = [
+            prompt + (_PREFERENCE_ASKS_PROGRESS if self.preference_asks_progress else ""),
+            "This is Trajectory A. ",
+            a,
+            "<|split_token|>",
+            "This is Trajectory B. ",
+            b,
+            "Now predict the preference between the two trajectories.<|pref_token|>",
+        ]
+        return self._sample(parts, self._pref)
+
+    def _sample(self, parts: Sequence[str | Clip], answer_token: int) -> Sample:
+        text, patches, grids = ["<|im_start|>user\n"], [], []
+        for part in parts:
+            if isinstance(part, str):
+                text.append(part)
+                continue
+            for image in part.images:
+                cut, grid = self.images.patches(image)
+                patches.append(cut)
+                grids.append(grid)  # pictures are numbered through the whole conversation
+                pads = "<|image_pad|>" * self.images.tokens(grid)
+                text.append(
+                    f"Picture {len(grids)}: <|vision_start|>{pads}<|vision_end|><|prog_token|>"
+                )
+        text.append("<|im_end|>\n")
+        ids = torch.tensor(self.tokenizer("".join(text), add_special_tokens=False)["input_ids"])
+        merged = [(h // self.images.merge_size, w // self.images.merge_size) for h, w in grids]
+        return Sample(
+            ids=ids,
+            positions=_positions(ids == self._image, merged),
+            patches=torch.cat(patches),
+            grids=grids,
+            answers=(ids == answer_token).nonzero()[:, 0],
+        )
+
+
+def collate(samples: Sequence[Sample], pad_id: int) -> Encoded:
+    """Pad samples on the right to one length. Attention is causal, so padding is never seen."""
+    length = max(len(sample.ids) for sample in samples)
+    input_ids = torch.full((len(samples), length), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    position_ids = torch.zeros((3, *input_ids.shape), dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        end = len(sample.ids)
+        input_ids[row, :end] = sample.ids
+        attention_mask[row, :end] = 1
+        position_ids[:, row, :end] = sample.positions
+    return Encoded(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        pixel_values=torch.cat([sample.patches for sample in samples]),
+        image_grid_thw=image_grids([grid for sample in samples for grid in sample.grids]),
+        answers_at=[sample.answers for sample in samples],
+    )
+
+
+def _positions(is_image: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+    """Return (3, L): the rotary position of each token in time, height and width.
+
+    A text token stands one after its predecessor in all three. A picture stands still in time
+    while its rows and columns are counted; what follows stands after its longer side.
+
+    Source: get_rope_index of transformers' Qwen3VLModel; given in closed form here because its
+    signature and its needs change between versions.
+
+    Args:
+        is_image: (L,) bool, whether a token is a part of a picture.
+        grids: per picture, (rows, columns) in tokens.
+    """
+    spans, start, now = [], 0, 0
+    pictures = iter(grids)
+    length = len(is_image)
+    image_at = is_image.nonzero()[:, 0].tolist()
+    taken = 0
+    while taken < len(image_at):
+        text = image_at[taken] - start
+        spans.append((torch.arange(text) + now).expand(3, text))
+        now += text
+        rows, columns = next(pictures)
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        spans.append(torch.stack([torch.zeros_like(row), row, column]).reshape(3, -1) + now)
+        now += max(rows, columns)
+        start = image_at[taken] + rows * columns
+        taken += rows * columns
+    spans.append((torch.arange(length - start) + now).expand(3, length - start))
+    return torch.cat(spans, dim=1)
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json. Name a Qwen3-VL model that has one with processor=..."
+        )
+    # transformers would say that the file names another class; this one reads any tokenizer.json.
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"The tokenizer in {folder} cannot be read: {error}") from error
+    finally:
+        logger.setLevel(level)
+    needed = ("<|im_start|>", "<|vision_start|>", "<|image_pad|>", "<|endoftext|>")
+    if missing := [token for token in needed if token not in tokenizer.get_vocab()]:
+        raise CheckpointError(
+            f"The tokenizer in {folder} lacks {missing}: it is not that of a Qwen3-VL model."
+        )
+    return tokenizer
+
+
+def _read_image_settings(folder: Path) -> ImageSettings:
+    for name in _IMAGE_FILES:
+        if not (folder / name).is_file():
+            continue
+        try:
+            config: dict[str, Any] = json.loads((folder / name).read_text())
+            return ImageSettings.from_dict(config.get("image_processor", config))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / name} does not hold a Qwen3-VL image processor's settings: {error!r}."
+            ) from error
+    raise CheckpointError(
+        f"{folder} has neither {' nor '.join(_IMAGE_FILES)}. "
+        "Name a Qwen3-VL model that has one with processor=..."
+    )
