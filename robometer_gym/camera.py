@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
+from robometer_gym.frames import FrameCopier
 from robometer_gym.reward_model import Frame
 from robometer_gym.settings import Camera
 
@@ -54,6 +55,7 @@ class Cameras:
             self._cameras = dict(camera)
         else:
             self._cameras = {camera if isinstance(camera, str) else "camera": camera}
+        self._copiers = {name: FrameCopier() for name in self._cameras}
         self._frame_size = frame_size
         for source in self._cameras.values():
             self._check(source, env)
@@ -92,7 +94,9 @@ class Cameras:
             ValueError: a frame of another shape or dtype, or a black one.
         """
         return {
-            name: shrink(self._look(source, env, observation), self._frame_size)
+            name: self._copiers[name].copy(
+                shrink(self._look(source, env, observation), self._frame_size)
+            )
             for name, source in self._cameras.items()
         }
 
@@ -125,11 +129,11 @@ def _check_frame(frame: Any, source: str) -> Frame:
 
 
 def shrink(frame: Frame, frame_size: int | None) -> Frame:
-    """Return a copy whose shortest edge is at most `frame_size`, with the same aspect ratio.
+    """Return the frame with its shortest edge at most `frame_size`, and the same aspect ratio.
 
     Args:
         frame: (H, W, 3) uint8.
-        frame_size: pixels, or None for a plain copy. A smaller frame is not enlarged.
+        frame_size: pixels, or None. A frame that is small enough is returned as it is.
 
     Example:
         >>> shrink(np.zeros((720, 1280, 3), np.uint8), 240).shape
@@ -138,6 +142,6 @@ def shrink(frame: Frame, frame_size: int | None) -> Frame:
     height, width, _ = frame.shape
     shortest = min(height, width)
     if frame_size is None or shortest <= frame_size:
-        return frame.copy()
+        return frame
     size = (round(width * frame_size / shortest), round(height * frame_size / shortest))
-    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))

@@ -6,12 +6,15 @@ which each was seen, and picks a window of them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
+
 from robometer_gym.reward_model import Frame
 
-__all__ = ["FrameHistory", "Sampling", "linspace_indices"]
+__all__ = ["FrameCopier", "FrameHistory", "Sampling", "linspace_indices"]
 
 Sampling = Literal["linspace", "tail", "anchored"]
 
@@ -141,3 +144,38 @@ class FrameHistory:
         # The held frame nearest to each wanted one; a dict drops the rare double.
         nearest = {min(round(number / self._stride), newest): None for number in wanted[:-1]}
         return [*(index for index in nearest if index < newest), newest]
+
+
+class FrameCopier:
+    """Copies frames into memory that earlier copies no longer need.
+
+    Fresh memory for a 640x480 frame costs several times the copy itself, because the operating
+    system has to provide it page by page. A copy is written over only when nobody holds it any
+    more, not even a view of it: a model may keep whatever frames it likes.
+
+    Example:
+        >>> import numpy as np
+        >>> copier = FrameCopier()
+        >>> first = copier.copy(np.zeros((4, 4, 3), np.uint8))
+        >>> copier.copy(np.ones((4, 4, 3), np.uint8)) is first
+        False
+    """
+
+    # The list, the name below and the argument of getrefcount: nobody else.
+    _UNHELD = 3
+
+    def __init__(self) -> None:
+        self._copies: list[Frame] = []  # the one written last stands last: it may be in the cache
+
+    def copy(self, frame: Frame) -> Frame:
+        """Return a copy of `frame`, (H, W, 3) uint8."""
+        for index in range(len(self._copies) - 1, -1, -1):
+            copy = self._copies[index]
+            if sys.getrefcount(copy) == self._UNHELD and copy.shape == frame.shape:
+                np.copyto(copy, frame)
+                self._copies.append(self._copies.pop(index))
+                return copy
+        # Those of another size will not be asked for again: an environment keeps to one.
+        self._copies = [copy for copy in self._copies if copy.shape == frame.shape]
+        self._copies.append(frame.copy())
+        return self._copies[-1]

@@ -1,0 +1,25 @@
+"""The examples run as they stand: they are the first thing that a user copies."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(example, monkeypatch, capsys):
+    """If this fails, what the README tells a newcomer to run ends in a traceback."""
+    monkeypatch.setattr(sys, "argv", [str(example)])
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_says_what_it_shows(example):
+    """If this fails, a reader has to run an example to learn what it needs and shows."""
+    text = example.read_text()
+    assert all(word in text for word in ("You will see:", "Command:", "Hardware:"))
+    assert len(text.splitlines()) <= 80
