@@ -176,10 +176,12 @@ class RobometerRewardModel:
             (N,) float32 in [0, 1].
 
         Raises:
-            ValueError: another output.
+            ValueError: another output, or a threshold that is no probability.
         """
         if output not in ("progress", "success"):
             raise ValueError(f"output must be 'progress' or 'success', got {output!r}.")
+        if not 0.0 <= success_threshold <= 1.0:
+            raise ValueError(f"success_threshold must be in [0, 1], got {success_threshold!r}.")
         last = [getattr(prediction, output)[-1] for prediction in self.predict(clips)]
         values = np.array(last, np.float32)
         return values if output == "progress" else (values > success_threshold).astype(np.float32)

@@ -7,7 +7,6 @@ on a template file or on a version of transformers. Knows nothing of weights.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ _PREFERENCE_ASKS_PROGRESS = (
     "progress."
 )
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_TOKENIZER_FILE = "tokenizer.json"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -138,7 +137,7 @@ class RobometerProcessor:
         """
         folder = find_files(
             id_or_path,
-            (*_TOKENIZER_FILES, *_IMAGE_FILES),
+            (_TOKENIZER_FILE, *_IMAGE_FILES),
             revision=revision,
             local_files_only=local_files_only,
         )
@@ -244,41 +243,35 @@ def _positions(is_image: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         is_image: (L,) bool, whether a token is a part of a picture.
         grids: per picture, (rows, columns) in tokens.
     """
-    spans, start, now = [], 0, 0
-    pictures = iter(grids)
-    length = len(is_image)
-    image_at = is_image.nonzero()[:, 0].tolist()
-    taken = 0
-    while taken < len(image_at):
-        text = image_at[taken] - start
-        spans.append((torch.arange(text) + now).expand(3, text))
-        now += text
-        rows, columns = next(pictures)
+    spans, end, now = [], 0, 0
+    starts = (is_image & ~is_image.roll(1)).nonzero()[:, 0]  # a picture follows on no other
+    for start, (rows, columns) in zip(starts.tolist(), grids, strict=True):
+        spans.append((torch.arange(start - end) + now).expand(3, -1))
+        now += start - end
         row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         spans.append(torch.stack([torch.zeros_like(row), row, column]).reshape(3, -1) + now)
         now += max(rows, columns)
-        start = image_at[taken] + rows * columns
-        taken += rows * columns
-    spans.append((torch.arange(length - start) + now).expand(3, length - start))
+        end = start + rows * columns
+    spans.append((torch.arange(len(is_image) - end) + now).expand(3, -1))
     return torch.cat(spans, dim=1)
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    if not (folder / "tokenizer.json").is_file():
+    file = folder / _TOKENIZER_FILE
+    if not file.is_file():
         raise CheckpointError(
-            f"{folder} has no tokenizer.json. Name a Qwen3-VL model that has one with processor=..."
+            f"{folder} has no {_TOKENIZER_FILE}. "
+            "Name a Qwen3-VL model that has one with processor=..."
         )
-    # transformers would say that the file names another class; this one reads any tokenizer.json.
-    logger = logging.getLogger("transformers.tokenization_utils_base")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"The tokenizer in {folder} cannot be read: {error}") from error
-    finally:
-        logger.setLevel(level)
-    needed = ("<|im_start|>", "<|vision_start|>", "<|image_pad|>", "<|endoftext|>")
+        # From the file itself, which is all there is to it: what tokenizer_config.json adds is
+        # the name of a class, and that differs between versions of transformers.
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(file), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        )
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    needed = ("<|im_start|>", "<|vision_start|>", "<|image_pad|>")
     if missing := [token for token in needed if token not in tokenizer.get_vocab()]:
         raise CheckpointError(
             f"The tokenizer in {folder} lacks {missing}: it is not that of a Qwen3-VL model."
