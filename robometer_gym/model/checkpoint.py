@@ -92,11 +92,12 @@ def save_checkpoint(
         name.replace("backbone.", _BACKBONE[format_], 1): tensor.detach().contiguous()
         for name, tensor in model.state_dict().items()
     }
+    dtype = str(model.backbone.dtype).removeprefix("torch.")
     if format_ == "lerobot":
-        _write_json(folder / _CONFIG, config.to_lerobot())
+        _write_json(folder / _CONFIG, config.to_lerobot(dtype))
         save_torch_state_dict(state, folder, max_shard_size="1TB")  # LeRobot reads one file
     else:
-        backbone, run = config.to_upstream()
+        backbone, run = config.to_upstream(dtype)
         _write_json(folder / _CONFIG, backbone)
         (folder / _RUN).write_text(yaml.safe_dump(run))
         save_torch_state_dict(state, folder, max_shard_size="5GB")

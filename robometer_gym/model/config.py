@@ -109,12 +109,12 @@ class RobometerConfig:
             preference_asks_progress=(run.get("training") or {}).get("predict_pref_progress", True),
         )
 
-    def to_lerobot(self) -> dict[str, Any]:
-        """Return LeRobot's config.json."""
+    def to_lerobot(self, dtype: str = "bfloat16") -> dict[str, Any]:
+        """Return LeRobot's config.json; LeRobot casts the weights to `dtype` when it loads them."""
         return {
             "type": "robometer",
             "base_model_id": self.base_model_id,
-            "torch_dtype": "bfloat16",
+            "torch_dtype": dtype,
             "use_multi_image": True,
             "use_per_frame_progress_token": True,
             "progress_loss_type": "discrete",
@@ -125,8 +125,8 @@ class RobometerConfig:
             "output_features": {},
         }
 
-    def to_upstream(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the authors' config.json and config.yaml."""
+    def to_upstream(self, dtype: str = "bfloat16") -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the authors' config.json and config.yaml; their code casts to `dtype` likewise."""
         shared = {
             "use_multi_image": True,
             "use_per_frame_progress_token": True,
@@ -134,7 +134,7 @@ class RobometerConfig:
             "progress_discrete_bins": self.progress_bins,
         }
         run = {
-            "model": {"base_model_id": self.base_model_id, **shared},
+            "model": {"base_model_id": self.base_model_id, "torch_dtype": dtype, **shared},
             "data": {"max_frames": self.max_frames, **shared},
             "training": {"predict_pref_progress": self.preference_asks_progress},
         }
