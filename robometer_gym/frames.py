@@ -161,21 +161,31 @@ class FrameCopier:
         False
     """
 
-    # The list, the name below and the argument of getrefcount: nobody else.
-    _UNHELD = 3
-
     def __init__(self) -> None:
         self._copies: list[Frame] = []  # the one written last stands last: it may be in the cache
 
     def copy(self, frame: Frame) -> Frame:
         """Return a copy of `frame`, (H, W, 3) uint8."""
         for index in range(len(self._copies) - 1, -1, -1):
-            copy = self._copies[index]
-            if sys.getrefcount(copy) == self._UNHELD and copy.shape == frame.shape:
+            if _references(self._copies, index) == _UNHELD:
+                copy = self._copies.pop(index)
+                if copy.shape != frame.shape:
+                    continue  # another size: it will hardly be asked for again
                 np.copyto(copy, frame)
-                self._copies.append(self._copies.pop(index))
-                return copy
-        # Those of another size will not be asked for again: an environment keeps to one.
-        self._copies = [copy for copy in self._copies if copy.shape == frame.shape]
-        self._copies.append(frame.copy())
-        return self._copies[-1]
+                break
+        else:
+            copy = frame.copy()
+            del self._copies[:-_MOST_COPIES]  # somebody keeps them all: do not look for ever
+        self._copies.append(copy)
+        return copy
+
+
+_MOST_COPIES = 256
+
+
+def _references(frames: list[Frame], index: int) -> int:
+    return sys.getrefcount(frames[index])
+
+
+# What this Python counts for a frame that is in a list and nowhere else.
+_UNHELD = _references([np.zeros((1, 1, 3), np.uint8)], 0)

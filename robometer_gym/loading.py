@@ -41,20 +41,28 @@ def check_reward_model_like(reward_model: object) -> None:
         )
 
 
-def load_reward_model(reward_model: RewardModelLike) -> RewardModel:
+def load_reward_model(
+    reward_model: RewardModelLike, *, device: str | None = None, processor: str | None = None
+) -> RewardModel:
     """Return the model itself: loaded if a name was given, and then shared by all who name it.
+
+    Args:
+        reward_model: a name, or a model, which is returned as it is.
+        device: see `RobometerRewardModel.from_pretrained`; for a name.
+        processor: likewise.
 
     Raises:
         CheckpointError: the name cannot be loaded.
     """
     if isinstance(reward_model, str | os.PathLike):
-        return _load(os.fspath(reward_model))
+        return _load(os.fspath(reward_model), device, processor)
     return reward_model
 
 
 @cache
-def _load(name: str) -> RewardModel:
+def _load(name: str, device: str | None, processor: str | None) -> RewardModel:
     from robometer_gym.model.demo import demo_checkpoint
     from robometer_gym.model.predictor import RobometerRewardModel
 
-    return RobometerRewardModel.from_pretrained(demo_checkpoint() if name == "demo" else name)
+    folder = demo_checkpoint() if name == "demo" else name
+    return RobometerRewardModel.from_pretrained(folder, device=device, processor=processor)

@@ -32,8 +32,9 @@ _WIDTH, _DPI = 10.0, 120  # inches; 1200 pixels
 _MARGIN = 0.7  # inches beside a film strip: the width of the curves' labels
 _TALLEST = 1.9  # inches, a frame in a film strip
 _CURVES = 2.4  # inches, the height of the curves
+_FEW = 60  # scores that can be told apart as points
 
-_PROGRESS, _SUCCESS, _TRUE = "#1d5fd1", "#d9660a", "#15803d"
+_PROGRESS, _SUCCESS, _TRUE = "#1d5fd1", "#d9660a", "#3f9b60"
 _INK, _PALE, _GRID = "#1f2933", "#667380", "#e4e8ec"
 
 
@@ -92,7 +93,7 @@ def plot_scores(
     )
     _draw_strip(strip, pictures, labels)
     _draw_scores(curves, times, scores, "time (s)" if timed else "frame")
-    _draw_legend(figure, curves)
+    _draw_foot(figure, [curves])
     figure.savefig(path, format="png")
 
 
@@ -125,11 +126,9 @@ def plot_episodes(
     for run, which, images, (strip, curves) in zip(runs, shown, pictures, axes, strict=True):
         strip.set_title(_headline(run), fontsize=11, color=_INK, parse_math=False)
         _draw_strip(strip, images, [f"step {i}" for i in which])
-        _draw_marks(curves, run)
         _draw_scores(curves, run.scores.frame_indices, run.scores, "environment step")
-    _draw_legend(figure, *(curves for _, curves in axes))
-    if note:
-        figure.supxlabel(note, fontsize=9, color=_PALE, parse_math=False)
+        _draw_marks(curves, run)
+    _draw_foot(figure, [curves for _, curves in axes], note)
     figure.savefig(path, format="png")
 
 
@@ -144,7 +143,7 @@ def _layout(strips: Sequence[Sequence[Frame]]) -> tuple[Figure, list[tuple[Axes,
     room = _WIDTH / len(strips) - _MARGIN
     tallest = max(room / len(strip) * strip[0].shape[0] / strip[0].shape[1] for strip in strips)
     heights = [min(_TALLEST, tallest), _CURVES]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.7), dpi=_DPI)
     axes = figure.subplots(2, len(strips), height_ratios=heights, squeeze=False)
     return figure, list(zip(axes[0], axes[1], strict=True))
 
@@ -167,12 +166,18 @@ def _draw_strip(axes: Axes, frames: Sequence[Frame], labels: Sequence[str]) -> N
 def _draw_scores(axes: Axes, times: NDArray[Any], scores: Scores, unit: str) -> None:
     threshold = RewardSettings.success_threshold
     dashes: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (4, 3)), "alpha": 0.7}
-    points: dict[str, Any] = {"linewidth": 2, "markersize": 5, "clip_on": False, "zorder": 3}
+    size = 5 if len(scores) <= _FEW else 0  # many marks would only thicken the line
+    points: dict[str, Any] = {"linewidth": 2, "markersize": size, "clip_on": False}
+    # Progress comes first in the legend and lies on top.
+    axes.plot(times, scores.progress, "o-", color=_PROGRESS, label="progress", zorder=4, **points)
+    axes.plot(
+        times, scores.success, "s-", color=_SUCCESS, label="success probability", zorder=3, **points
+    )
     axes.axhline(threshold, color=_SUCCESS, label=f"success threshold {threshold:g}", **dashes)
-    axes.plot(times, scores.success, "s-", color=_SUCCESS, label="success probability", **points)
-    axes.plot(times, scores.progress, "o-", color=_PROGRESS, label="progress", **points)
     axes.set_ylim(0, 1)
     axes.set_xlabel(unit, color=_INK)
+    if len(scores) == 1:
+        axes.set_xticks(times)  # or the axis would show thousandths of a frame
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_PALE, labelcolor=_INK)
@@ -183,32 +188,35 @@ def _draw_scores(axes: Axes, times: NDArray[Any], scores: Scores, unit: str) -> 
 def _draw_marks(axes: Axes, run: Run) -> None:
     """Draw vertical lines where success was true, and where it was detected."""
     axes.set_xlim(0, max(1, run.steps))
-    if run.detected is not None:
-        axes.axvline(run.detected, color=_SUCCESS, linewidth=2, linestyle=":", label="detected")
+    line: dict[str, Any] = {"clip_on": False, "solid_capstyle": "butt"}  # whole at the very end
     if run.true_success is not None:
-        axes.axvline(
-            run.true_success,
-            color=_TRUE,
-            linewidth=3,
-            alpha=0.8,
-            clip_on=False,
-            label="true success",
-        )
+        axes.axvline(run.true_success, color=_TRUE, linewidth=3, label="true success", **line)
+    if run.detected is not None:  # on top, so that both are seen where they agree
+        line |= {"linewidth": 2, "linestyle": ":"}
+        axes.axvline(run.detected, color=_SUCCESS, label="detected", **line)
 
 
-def _draw_legend(figure: Figure, *axes: Axes) -> None:
-    """Draw one legend for all curves, each name once."""
+def _draw_foot(figure: Figure, axes: Sequence[Axes], note: str = "") -> None:
+    """Draw one legend for all curves, each name once, and the note; keep the room for them."""
     lines: dict[Any, Artist] = {}
     for one in axes:
         handles, names = one.get_legend_handles_labels()
         lines |= dict(zip(names, handles, strict=True))
+    inch = 1 / figure.get_figheight()
+    foot = (0.55 if note else 0.3) * inch
     figure.legend(
         list(lines.values()),
         list(lines),
-        loc="outside lower center",
+        loc="upper center",
+        bbox_to_anchor=(0.5, foot),
+        borderaxespad=0.0,
         ncols=len(lines),
         frameon=False,
+        labelcolor=_INK,
     )
+    figure.text(0.5, 0.08 * inch, note, ha="center", fontsize=9, color=_PALE, parse_math=False)
+    room = (0, foot + 0.05 * inch, 1, 1 - foot - 0.1 * inch)
+    figure.set_layout_engine("constrained", rect=room)
 
 
 def _headline(run: Run) -> str:

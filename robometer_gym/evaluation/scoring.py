@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from robometer_gym.evaluation.video import Video, sample_at_fps
+from robometer_gym.evaluation.video import Video
 from robometer_gym.frames import FrameHistory
 from robometer_gym.reward_model import (
     Clip,
@@ -168,20 +168,11 @@ def score_video(
         progress_bar: see `score_frames`.
 
     Raises:
-        ValueError: an `fps` for a video that does not know its own; and as `score_frames`.
+        ValueError: see `Video.sample` and `score_frames`.
         TypeError: see `score_frames`.
         RewardModelError: see `score_frames`.
     """
-    total = len(video.frames)
-    if fps is None:
-        indices = list(range(total))
-    elif video.fps is None:
-        raise ValueError(
-            f"fps={fps:g} needs the video's own rate, which is not known: use fps=None to score "
-            "all frames, or save them in an .npz together with their fps."
-        )
-    else:
-        indices = sample_at_fps(total, video.fps, fps)
+    indices = video.sample(fps)
     said = score_frames(
         model, video.frames[indices], task, window=window, progress_bar=progress_bar
     )

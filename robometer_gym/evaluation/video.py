@@ -52,6 +52,22 @@ class Video:
         if self.fps is not None:
             _check_rate("fps", self.fps)
 
+    def sample(self, fps: float | None) -> list[int]:
+        """Return which frames to show for `fps` frames per second, or all of them for None.
+
+        Raises:
+            ValueError: an `fps` that is no rate, or for a video that does not know its own.
+        """
+        if fps is None:
+            return list(range(len(self.frames)))
+        _check_rate("fps", fps)
+        if self.fps is None:
+            raise ValueError(
+                f"fps={fps:g} needs the video's own rate, which is not known. Leave fps out to "
+                "take all frames, or save them as np.savez(path, frames=frames, fps=10)."
+            )
+        return sample_at_fps(len(self.frames), self.fps, fps)
+
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
         rate = "unknown fps" if self.fps is None else f"{self.fps:g} fps"
@@ -151,9 +167,9 @@ def _decode(path: Path, frame_size: int | None) -> Video:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError("it has no pictures, only sound or text.")
+                raise ValueError("it has no pictures: it is cut off, or holds only sound.")
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            # Not thread_type "FRAME", although faster: it hides that a file is cut off.
             frames = [shrink(frame, frame_size) for frame in _pictures(container.decode(stream))]
             rate = stream.average_rate
     except av.FFmpegError as error:
@@ -175,21 +191,20 @@ def _pictures(decoded: Iterator[Any]) -> Iterator[Frame]:
 
 
 def _read_arrays(path: Path, frame_size: int | None) -> Video:
-    try:
-        loaded = np.load(path, allow_pickle=False)  # a pickle could run any program
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            "it holds no plain array (it is empty, cut off, or full of pickled Python objects). "
-            "Write it with np.save(path, frames), frames being (T, H, W, 3) uint8."
-        ) from error
-    fps = None
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        with loaded:
-            loaded, fps = _unpack(loaded)
-    _check_frames(loaded)
-    if frame_size is not None and min(loaded.shape[1:3]) > frame_size:
-        loaded = np.stack([shrink(frame, frame_size) for frame in loaded])
-    return Video(loaded, fps)
+    with path.open("rb") as file:  # np.load would leave a broken file open
+        try:
+            loaded = np.load(file, allow_pickle=False)  # a pickle could run any program
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                "it holds no plain array (it is empty, cut off, or full of pickled Python "
+                "objects). Write it with np.save(path, frames), frames being (T, H, W, 3) uint8."
+            ) from error
+        archive = isinstance(loaded, np.lib.npyio.NpzFile)
+        frames, fps = _unpack(loaded) if archive else (loaded, None)
+    _check_frames(frames)
+    if frame_size is not None and min(frames.shape[1:3]) > frame_size:
+        frames = np.stack([shrink(frame, frame_size) for frame in frames])
+    return Video(frames, fps)
 
 
 def _unpack(archive: np.lib.npyio.NpzFile) -> tuple[NDArray[Any], float | None]:

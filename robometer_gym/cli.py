@@ -1,0 +1,248 @@
+"""The command robometer-gym: score a video, or see everything work in a demo.
+
+Reads arguments, prints tables and says where files are; the work is done elsewhere. Nothing
+imports this module. Also: python -m robometer_gym.cli.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gymnasium.error import DependencyNotInstalled
+
+import robometer_gym
+from robometer_gym import loading
+from robometer_gym.evaluation import Scores, plot_scores, read_video, score_video
+from robometer_gym.evaluation.demo import DEMO_NOTE, Episode, run_demo, save_demo
+from robometer_gym.reward_model import RewardModel, RewardModelError, check_task
+from robometer_gym.settings import RewardSettings
+
+__all__ = ["main"]
+
+# What a user can mend; CheckpointError is a RewardModelError, and FileNotFoundError an OSError.
+# Anything else is a bug of ours and keeps its traceback.
+_USER_ERRORS = (RewardModelError, ValueError, TypeError, OSError, DependencyNotInstalled)
+
+_FPS = 3.0  # what the authors' published scores were made with
+_BAR = 23  # characters, so that a table of two bars has less than 80 columns
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+        0, or 2 after an error that the user can mend, or 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: from argparse: 0 after --help and --version, 2 after wrong arguments.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        with _log_to_stderr(arguments.log_level):
+            arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("robometer-gym: interrupted", file=sys.stderr)
+        return 130
+    except _USER_ERRORS as error:
+        if arguments.debug:
+            raise
+        print(f"robometer-gym: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@contextmanager
+def _log_to_stderr(level: int) -> Iterator[None]:
+    """Show what the package has to say, and leave its logger as it was."""
+    logger = logging.getLogger("robometer_gym")
+    handler, before = logging.StreamHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robometer-gym",
+        description="Robometer, a video-language reward model, from the command line.",
+        epilog="example: robometer-gym demo",
+    )
+    parser.add_argument("--version", action="version", version=robometer_gym.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_score(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_score(commands: Any) -> None:
+    parser = commands.add_parser(
+        "score",
+        help="progress and success of a video, frame by frame",
+        description="Score a video: print a table, write a JSON file and a picture.",
+        epilog='example: robometer-gym score attempt.mp4 --task "open the drawer"',
+    )
+    parser.add_argument("video", type=Path, help="mp4, mov, avi, mkv, webm, gif, npy or npz")
+    parser.add_argument("--task", required=True, help="what the robot should do, in words")
+    parser.add_argument(
+        "--model",
+        default=loading.DEFAULT_REWARD_MODEL,
+        help="hub id, folder, or 'demo' (default: %(default)s)",
+    )
+    _add_score_frames(parser)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--processor",
+        help="hub id or folder of tokenizer and image settings (default: the checkpoint's own, "
+        "or those of its base model)",
+    )
+    _add_common(parser, Path("outputs/score"), _score)
+
+
+def _add_score_frames(parser: argparse.ArgumentParser) -> None:
+    """Which frames the model is shown."""
+    parser.add_argument(
+        "--fps",
+        type=float,
+        help=f"frames scored per second of video (default: {_FPS:g}, or all frames of an array "
+        "whose fps is not known)",
+    )
+    parser.add_argument(
+        "--window",
+        type=_at_least(1),
+        metavar="N",
+        help="score each frame from at most N frames up to it, as the reward wrapper does online; "
+        "for long videos (default: show the model all frames at once)",
+    )
+    parser.add_argument(
+        "--frame-size",
+        type=_at_least(0),
+        default=RewardSettings.frame_size,
+        metavar="PIXELS",
+        help="shrink frames to this shortest edge, as the reward wrapper does; 0 keeps their size "
+        "(default: %(default)s)",
+    )
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="watch the reward wrapper at work: no GPU, no download",
+        description="Let an expert and a random policy act in the built-in environment, paid by "
+        "the demo reward model: print a table, write videos, a picture and a JSON file.",
+        epilog="example: robometer-gym demo --seed 1 --episodes 3",
+    )
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, help="of the first episode (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--episodes",
+        type=_at_least(1),
+        default=1,
+        help="of each policy; picture and videos show the first (default: %(default)s)",
+    )
+    _add_common(parser, Path("outputs/demo"), _demo)
+    # The loader warns that the checkpoint is random; the demo says it beside the numbers.
+    parser.set_defaults(log_level=logging.ERROR)
+
+
+def _add_common(
+    parser: argparse.ArgumentParser, out: Path, run: Callable[[argparse.Namespace], None]
+) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=out, metavar="DIR", help="where files go (default: %(default)s)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run, log_level=logging.INFO)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be an integer >= {least}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    # The model takes longest to come, so all that may be wrong with the rest is looked at first.
+    check_task(arguments.task)
+    video = read_video(arguments.video, frame_size=arguments.frame_size or None)
+    fps = _FPS if arguments.fps is None and video.fps is not None else arguments.fps
+    video.sample(fps)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = _load(arguments.model, arguments.device, arguments.processor)
+    scores = score_video(
+        model, video, arguments.task, fps=fps, window=arguments.window, progress_bar=True
+    )
+    print(f"{arguments.video.name}: {scores.task}")
+    print(f"{len(scores)} of {len(video.frames)} frames, scored by {arguments.model}\n")
+    _print_scores(scores)
+    files = [arguments.out / f"{arguments.video.stem}{suffix}" for suffix in (".json", ".png")]
+    scores.save_json(files[0])
+    plot_scores(scores, video.frames[scores.frame_indices], files[1])
+    _print_files(files)
+
+
+def _load(name: str, device: str | None, processor: str | None) -> RewardModel:
+    if device is not None:
+        import torch
+
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # which one depends on how torch was built
+            raise ValueError(f"--device {device} cannot be used here: {error}") from error
+    return loading.load_reward_model(name, device=device, processor=processor)
+
+
+def _print_scores(scores: Scores) -> None:
+    print(f"frame       time  {'progress':<{_BAR + 6}}  success")
+    for row, frame in enumerate(scores.frame_indices):
+        time = "-" if scores.seconds is None else f"{scores.seconds[row]:.2f} s"
+        bars = f"{_bar(scores.progress[row])}  {_bar(scores.success[row])}"
+        print(f"{frame:>5}  {time:>9}  {bars}".rstrip())
+
+
+def _bar(value: float) -> str:
+    return f"{value:.3f} {'#' * round(float(value) * _BAR):<{_BAR}}"
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = loading.load_reward_model("demo")
+    episodes = run_demo(model, seed=arguments.seed, episodes=arguments.episodes)
+    print(f"{episodes[0].run.scores.task}\n")
+    _print_episodes(episodes)
+    _print_files(save_demo(arguments.out, episodes))
+    print(f"\n{DEMO_NOTE}")
+
+
+def _print_episodes(episodes: Sequence[Episode]) -> None:
+    row = "{:<8} {:>5} {:>6} {:>8}   {:<16} {:>9} {:>13}"
+    print(row.format("policy", "seed", "steps", "return", "progress", "detected", "true success"))
+    for episode in episodes:
+        run, progress = episode.run, episode.run.scores.progress
+        marks = ("no" if at is None else f"step {at}" for at in (run.detected, run.true_success))
+        change = f"{progress[0]:.3f} -> {progress[-1]:.3f}"
+        print(row.format(run.name, episode.seed, run.steps, f"{episode.paid:+.3f}", change, *marks))
+
+
+def _print_files(files: Sequence[Path]) -> None:
+    print("\nWrote " + "\n      ".join(map(str, files)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

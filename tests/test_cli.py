@@ -1,0 +1,329 @@
+"""The command line: what is printed, what is written, and how it fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import robometer_gym
+from robometer_gym import cli, loading
+from robometer_gym.evaluation.video import read_video, write_video
+from robometer_gym.reward_model import CheckpointError
+from robometer_gym.testing import ScriptedRewardModel
+
+VIDEOS = Path(__file__).parents[2] / "shared" / "data" / "videos"
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Twenty frames at 10 fps, (20, 48, 64, 3)."""
+    frames = np.full((20, 48, 64, 3), 60, np.uint8)
+    for step, frame in enumerate(frames):
+        frame[16:32, 2 * step : 2 * step + 16] = 230
+    write_video(tmp_path / "film.mp4", frames, 10)
+    return tmp_path / "film.mp4"
+
+
+@pytest.fixture
+def model(monkeypatch) -> ScriptedRewardModel:
+    """Stands in for every model; its `asked` lists the names it was loaded by."""
+    scripted = ScriptedRewardModel(progress=0.5, success=0.25)
+    scripted.asked = []  # type: ignore[attr-defined]
+
+    def load(name, **options):
+        scripted.asked.append(name)  # type: ignore[attr-defined]
+        return scripted
+
+    monkeypatch.setattr(loading, "load_reward_model", load)
+    return scripted
+
+
+def _score(film: Path, *more: str) -> int:
+    out = str(film.parent / "out")
+    return cli.main(["score", str(film), "--task", "open the drawer", "--out", out, *more])
+
+
+# --- score ---
+
+
+def test_score_prints_a_table_and_writes_json_and_picture(film, model, capsys):
+    """A user would get no numbers, or not learn where they are."""
+    assert _score(film) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[:2] == [
+        "film.mp4: open the drawer",
+        "6 of 20 frames, scored by lerobot/Robometer-4B",
+    ]
+    assert lines[3].split() == ["frame", "time", "progress", "success"]
+    assert lines[5].split() == ["3", "0.30", "s", "0.500", "#" * 12, "0.250", "#" * 6]
+    assert all(len(line) < 80 for line in lines[:10])
+    assert printed.err == ""
+    for name in ("film.json", "film.png"):
+        written = film.parent / "out" / name
+        assert written.stat().st_size > 100
+        assert str(written) in printed.out
+    scores = json.loads((film.parent / "out" / "film.json").read_text())
+    assert scores["frame_indices"] == [0, 3, 7, 11, 15, 19]
+    assert scores["progress"] == [0.5] * 6
+    assert model.asked == ["lerobot/Robometer-4B"]
+
+
+def test_score_shows_the_model_what_was_asked_for(film, model):
+    """--fps, --window, --frame-size or --model would be ignored."""
+    more = ("--fps", "10", "--window", "4", "--frame-size", "24", "--model", "a/b")
+    assert _score(film, *more) == 0
+    assert model.asked == ["a/b"]
+    assert [len(clip) for clip in model.clips] == [1, 2, 3, *[4] * 17]
+    assert model.clips[-1].images[-1].shape == (24, 32, 3)
+    assert _score(film, "--frame-size", "0") == 0
+    assert model.clips[-1].images[-1].shape == (48, 64, 3)
+
+
+def test_score_takes_all_frames_of_an_array(tmp_path, model, capsys):
+    """An array, which has no fps, could not be scored, or would be thinned by an invented one."""
+    np.save(tmp_path / "film.npy", np.full((7, 16, 16, 3), 99, np.uint8))
+    assert _score(tmp_path / "film.npy") == 0
+    assert len(model.clips[0]) == 7
+    assert "    6          -  0.500" in capsys.readouterr().out
+    assert _score(tmp_path / "film.npy", "--fps", "3") == 2
+    assert "fps=3 needs the video's own rate" in capsys.readouterr().err
+
+
+def test_score_samples_an_array_that_knows_its_rate(tmp_path, model):
+    """A recorded episode would be scored at another rate than its video."""
+    np.savez(tmp_path / "film.npz", frames=np.full((20, 16, 16, 3), 99, np.uint8), fps=10)
+    assert _score(tmp_path / "film.npz") == 0
+    assert len(model.clips[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--task", " "), "task must say what the robot should do"),
+        (("--fps", "0"), "fps must be a number of frames per second > 0, got 0.0."),
+        (("--device", "gpu"), "--device gpu cannot be used here: "),
+    ],
+)
+def test_what_can_be_mended_is_one_line_and_comes_before_the_model(
+    film, model, capsys, more, message
+):
+    """A typo would cost minutes of loading, and end in a page of traceback."""
+    assert _score(film, *more) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("robometer-gym: error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert model.asked == []
+
+
+def test_a_missing_video_is_told(tmp_path, model, capsys):
+    """The user would not see which file was looked for."""
+    assert _score(tmp_path / "nowhere.mp4") == 2
+    assert "error: There is no file " in capsys.readouterr().err
+
+
+def test_a_checkpoint_error_of_many_lines_is_one_line(film, monkeypatch, capsys):
+    """Logs that are read line by line would lose the half of it."""
+
+    def fails(name, **options):
+        raise CheckpointError("It is not there.\n  Is the id right?")
+
+    monkeypatch.setattr(loading, "load_reward_model", fails)
+    assert _score(film) == 2
+    assert capsys.readouterr().err == ("robometer-gym: error: It is not there. Is the id right?\n")
+    with pytest.raises(CheckpointError, match="It is not there"):
+        _score(film, "--debug")
+
+
+def test_a_missing_extra_is_told(film, model, monkeypatch, capsys):
+    """A newcomer would see a traceback in place of the pip command."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert _score(film) == 2
+    assert "pip install 'robometer-gym[video]'" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(film, monkeypatch):
+    """A report of a bug would hold nothing to find it by."""
+    monkeypatch.setattr(
+        loading, "load_reward_model", lambda name, **options: dict[str, str]()["missing"]
+    )
+    with pytest.raises(KeyError, match="missing"):
+        _score(film)
+
+
+def test_ctrl_c_ends_quietly(film, monkeypatch, capsys):
+    """Stopping a long run would print a page of traceback."""
+
+    def interrupted(name, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load_reward_model", interrupted)
+    assert _score(film) == 130
+    assert capsys.readouterr().err == "robometer-gym: interrupted\n"
+
+
+def test_the_log_is_left_as_it_was(film, model, tmp_path):
+    """A program that calls main() would lose its own warnings, or see each of them twice."""
+    import logging
+
+    logger = logging.getLogger("robometer_gym")
+    before = (logger.level, list(logger.handlers))
+    assert _score(film) == 0
+    assert _score(tmp_path / "nowhere.mp4") == 2
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    assert (logger.level, logger.handlers) == before
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["score", "film.mp4", "--task", "open", "--window", "0"],
+        ["score", "film.mp4", "--task", "open", "--window", "two"],
+        ["score", "film.mp4", "--task", "open", "--frame-size", "-1"],
+        ["demo", "--episodes", "0"],
+        ["demo", "--seed", "-1"],
+    ],
+)
+def test_wrong_numbers_are_refused(wrong, capsys):
+    """The demo would show no episodes, or numpy complain about a negative seed."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(wrong)
+    assert "must be an integer >= " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [[], ["fly"], ["score", "film.mp4"], ["score", "--task", "x"]])
+def test_missing_arguments_are_told(wrong, capsys):
+    """The program would do nothing, and say nothing."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(wrong)
+    assert "usage: robometer-gym" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["score"], ["demo"]])
+def test_help_has_an_example(command, capsys):
+    """A newcomer would have to guess the order of the arguments."""
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*command, "--help"])
+    printed = capsys.readouterr().out
+    assert " ".join(["example: robometer-gym", *command]) in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
+
+
+def test_the_version_is_told_without_loading_torch():
+    """A bug report would lack the version, and --help would take seconds."""
+    program = (
+        "import sys; from robometer_gym import cli\n"
+        "try: cli.main(['--version'])\n"
+        "finally: print('torch' in sys.modules, 'matplotlib' in sys.modules, 'av' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.split() == [robometer_gym.__version__, "False", "False", "False"]
+
+
+def test_python_m_works(tmp_path):
+    """Where the script is not on the PATH there would be no way in."""
+    program = [sys.executable, "-m", "robometer_gym.cli", "score", "no.mp4", "--task", "open"]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "robometer-gym: error: There is no file no.mp4.\n"
+
+
+# --- demo ---
+
+
+def test_demo_shows_both_policies(tmp_path, model, capsys):
+    """The first thing a newcomer runs would not tell an expert from chance."""
+    model._scripts = {"progress": lambda clip: len(clip) / 8, "success": 0.9}
+    assert cli.main(["demo", "--out", str(tmp_path), "--episodes", "2", "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line[:6] in ("expert", "random")]
+    assert [row[:2] for row in rows] == [
+        ["expert", "3"],
+        ["expert", "4"],
+        ["random", "3"],
+        ["random", "4"],
+    ]
+    for name, _, steps, *_, word, true in rows:
+        # Done is what the environment says, not the model, which sees success everywhere.
+        assert (word, true) == (("step", steps) if name == "expert" else (rows[2][-2], "no"))
+        assert int(steps) < 100 or name == "random"
+    assert all(len(line) <= 80 for line in printed.splitlines()[:8])
+    assert printed.count("numbers mean nothing") == 1
+    assert model.asked == ["demo"]
+
+
+def test_demo_writes_what_it_says(tmp_path, model, capsys):
+    """The README's picture could not be made, or the videos would be too small to see."""
+    assert cli.main(["demo", "--out", str(tmp_path / "a" / "b")]) == 0
+    folder = tmp_path / "a" / "b"
+    names = ["demo.json", "demo.png", "expert.mp4", "random.mp4"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    printed = capsys.readouterr().out
+    assert all(str(folder / name) in printed for name in names)
+    expert, chance = json.loads((folder / "demo.json").read_text())["episodes"]
+    assert expert["true_success_step"] == expert["steps"] < 100
+    assert (chance["true_success_step"], chance["steps"]) == (None, 100)
+    assert expert["return"] == chance["return"] == 0.0, "A constant progress pays nothing."
+    assert chance["predictions"]["frame_indices"] == list(range(0, 101, 5))
+    film = read_video(folder / "expert.mp4")
+    assert film.frames.shape == (expert["steps"] + 1, 256, 256, 3)
+    assert film.fps == 20
+
+
+def test_demo_is_the_same_every_time(tmp_path, model, capsys):
+    """Two people could not compare what they see."""
+    written = []
+    for folder in ("first", "second"):
+        assert cli.main(["demo", "--out", str(tmp_path / folder), "--seed", "7"]) == 0
+        written.append((tmp_path / folder / "demo.json").read_text())
+    assert written[0] == written[1]
+
+
+# --- with the real thing ---
+
+
+def test_demo_from_end_to_end(tmp_path, capsys):
+    """`make demo`, the first command of the README, would fail."""
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("numbers mean nothing") == 1
+    episodes = json.loads((tmp_path / "demo.json").read_text())["episodes"]
+    for episode in episodes:
+        progress = episode["predictions"]["progress"]
+        assert episode["return"] == pytest.approx(progress[-1] - progress[0], abs=1e-5)
+        assert len(set(progress)) > 3, "The model does not look at the frames."
+
+
+@pytest.mark.parametrize("video", ["berkeley_rpt_stack_cup", "soar_put_green_stick_in_brown_bowl"])
+@pytest.mark.parametrize("more", [(), ("--window", "4", "--device", "cpu")])
+def test_score_a_real_video_from_end_to_end(tmp_path, capsys, video, more):
+    """A robot's real video could not be scored."""
+    if not VIDEOS.is_dir():
+        pytest.skip("The two real videos are not here: they lie outside the repository.")
+    reference = json.loads((VIDEOS / "reference_outputs.json").read_text())
+    (clip,) = [clip for clip in reference["clips"] if clip["video"].startswith(video)]
+    arguments = ["score", str(VIDEOS / clip["video"]), "--task", clip["task"], "--model", "demo"]
+    assert cli.main([*arguments, "--out", str(tmp_path), *more]) == 0
+    scores = json.loads((tmp_path / f"{video}.json").read_text())
+    assert scores["frame_indices"] == clip["frame_indices"]
+    assert len(scores["progress"]) == len(clip["progress"])
+    assert (tmp_path / f"{video}.png").stat().st_size > 10_000
+    assert "10 of 32 frames, scored by demo" in capsys.readouterr().out
+
+
+def test_the_note_on_the_demo_checkpoint_is_seen(film, tmp_path):
+    """A newcomer would take random numbers for the model's opinion."""
+    program = [sys.executable, "-m", "robometer_gym.cli", "score", str(film), "--task", "open"]
+    run = subprocess.run(
+        [*program, "--model", "demo", "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert run.returncode == 0
+    assert run.stderr.count("numbers mean nothing") == 1
