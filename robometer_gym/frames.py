@@ -77,7 +77,7 @@ class FrameHistory:
         if sampling not in get_args(Sampling):
             raise ValueError(f"sampling must be one of {get_args(Sampling)}, got {sampling!r}.")
         self._max_frames = max_frames
-        self._sampling = sampling
+        self._sampling = sampling if max_frames > 1 else "tail"  # a first and a newest need two
         self._capacity = max_frames * (_SPARE if sampling == "linspace" else 1)
         self.clear()
 
@@ -136,8 +136,6 @@ class FrameHistory:
 
     def _shown(self) -> Sequence[int]:
         newest = len(self) - 1
-        if self._max_frames == 1:
-            return [newest]
         if self._sampling != "linspace":
             return range(newest + 1)
         wanted = linspace_indices(self._appended, self._max_frames)
