@@ -39,6 +39,21 @@ _TIED_EMBEDDING = ("model.lm_head.weight", "lm_head.weight")
 _UNUSED = ("frame_pool_attn.", "similarity_head.")
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads what is tagged as an object of the authors' code as the plain dict or list it is."""
+
+
+def _plain(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> object:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return node.value
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+
+
 def load_checkpoint(
     folder: Path, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[RobometerModel, RobometerConfig]:
@@ -61,7 +76,7 @@ def load_checkpoint(
     config.backbone["text_config"]["vocab_size"] = rows
     model = empty_model(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _check_names(folder, set(names), set(shapes), set(files))
+    _check_names(folder, _BACKBONE[format_], set(names), set(shapes), set(files))
     state = _read_tensors(files, names, device)
     wrong = [
         f"{n} {tuple(t.shape)}, not {shapes[n]}" for n, t in state.items() if t.shape != shapes[n]
@@ -81,15 +96,16 @@ def load_checkpoint(
 def save_checkpoint(
     model: RobometerModel, config: RobometerConfig, folder: Path, format_: Format
 ) -> None:
-    """Write a checkpoint into a folder that exists, in either published format.
+    """Write a checkpoint into a folder, which is made if need be, in either published format.
 
     Raises:
         ValueError: a format that is neither.
     """
     if format_ not in _BACKBONE:
         raise ValueError(f"format must be one of {tuple(_BACKBONE)}, got {format_!r}.")
+    folder.mkdir(parents=True, exist_ok=True)
     state = {
-        name.replace("backbone.", _BACKBONE[format_], 1): tensor.detach().contiguous()
+        _in_file(name, _BACKBONE[format_]): tensor.detach().contiguous()
         for name, tensor in model.state_dict().items()
     }
     dtype = str(model.backbone.dtype).removeprefix("torch.")
@@ -123,7 +139,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         # JSON is YAML as well, but its own parser is stricter.
         text = path.read_text()
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Is this the folder of a checkpoint, "
@@ -137,7 +153,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Return where each tensor is: its name in the file to the file."""
     if (folder / _INDEX).is_file():
-        listed = _read_mapping(folder / _INDEX).get("weight_map", {})
+        listed = _read_mapping(folder / _INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
+            raise CheckpointError(
+                f"{folder / _INDEX} must hold a weight_map, tensor to file, got {listed!r:.80}."
+            )
         paths = sorted({folder / file for file in listed.values()})
     else:
         paths = sorted(folder.glob("*.safetensors"))
@@ -186,13 +206,20 @@ def _shape(
         return tuple(opened.get_slice(names[name]).get_shape())
 
 
-def _check_names(folder: Path, has: set[str], needs: set[str], files: set[str]) -> None:
-    if missing := sorted(needs - has):
+def _in_file(name: str, prefix: str) -> str:
+    """Return what a tensor of the network is called in a file."""
+    return name.replace("backbone.", prefix, 1)
+
+
+def _check_names(
+    folder: Path, prefix: str, has: set[str], needs: set[str], files: set[str]
+) -> None:
+    if missing := sorted(_in_file(name, prefix) for name in needs - has):
         raise CheckpointError(
             f"Checkpoint {folder} lacks {len(missing)} tensors the model needs: {_few(missing)}. "
             f"It has {_few(sorted(files))}. Is it a Robometer checkpoint?"
         )
-    if unknown := sorted(has - needs):
+    if unknown := sorted(_in_file(name, prefix) for name in has - needs):
         raise CheckpointError(
             f"Checkpoint {folder} has {len(unknown)} tensors the model has no place for: "
             f"{_few(unknown)}. Is it a Robometer checkpoint of this kind?"

@@ -96,17 +96,23 @@ class RobometerConfig:
             CheckpointError: a kind of Robometer that is not supported.
         """
         model, data = run.get("model") or {}, run.get("data") or {}
-        kind = {
-            name: model.get(name, data.get(name))
-            for name in ("use_multi_image", "use_per_frame_progress_token", "progress_loss_type")
+        # What the file leaves out is the default of the authors' code, not the released model's.
+        defaults = {
+            "use_multi_image": False,
+            "use_per_frame_progress_token": False,
+            "progress_loss_type": "l2",
         }
-        _check_kind(kind)
+        _check_kind(
+            {name: model.get(name, data.get(name, value)) for name, value in defaults.items()}
+        )
         return cls(
             backbone={key: value for key, value in config.items() if key != "architectures"},
             base_model_id=model.get("base_model_id", BASE_MODEL),
             progress_bins=model.get("progress_discrete_bins") or 10,
             max_frames=data.get("max_frames") or 8,
-            preference_asks_progress=(run.get("training") or {}).get("predict_pref_progress", True),
+            preference_asks_progress=(run.get("training") or {}).get(
+                "predict_pref_progress", False
+            ),
         )
 
     def to_lerobot(self, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -142,7 +148,7 @@ class RobometerConfig:
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
-    """Refuse what this package would compute wrongly. A missing value is the released model's."""
+    """Refuse what this package would compute wrongly. LeRobot's defaults are what is supported."""
     supported = {
         "use_multi_image": True,
         "use_per_frame_progress_token": True,

@@ -5,6 +5,7 @@ Knows nothing of files, of frames or of text: it is given an `Encoded` batch.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -82,4 +83,5 @@ def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> 
 
 
 def _backbone_config(config: dict[str, Any]) -> Qwen3VLConfig:
-    return Qwen3VLConfig(**{key: value for key, value in config.items() if key != "model_type"})
+    # A copy, because transformers 5 completes the dicts that it is given.
+    return Qwen3VLConfig(**{k: deepcopy(v) for k, v in config.items() if k != "model_type"})

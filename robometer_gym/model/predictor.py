@@ -89,15 +89,21 @@ class RobometerRewardModel:
         )
         model, config = load_checkpoint(folder, device=device, dtype=dtype)
         own = folder if (folder / "tokenizer.json").is_file() else config.base_model_id
-        return cls(
-            model,
-            RobometerProcessor.from_pretrained(
+        try:
+            used = RobometerProcessor.from_pretrained(
                 processor or own,
                 local_files_only=local_files_only,
                 preference_asks_progress=config.preference_asks_progress,
-            ),
-            config,
-        )
+            )
+        except CheckpointError as error:
+            if processor:
+                raise
+            raise CheckpointError(
+                f"Tokenizer and image settings of {os.fspath(id_or_path)!r} were looked for in "
+                f"{os.fspath(own)!r}. Name a folder or hub id that has them with processor=... "
+                f"({error})"
+            ) from error
+        return cls(model, used, config)
 
     def save_pretrained(self, path: str | os.PathLike[str], format: Format = "lerobot") -> None:
         """Write a folder that `from_pretrained` reads, tokenizer and image settings included.
@@ -105,11 +111,12 @@ class RobometerRewardModel:
         Args:
             path: the folder; made if it is not there.
             format: "lerobot" (readable by LeRobot) or "upstream" (by the authors' code).
+
+        Raises:
+            ValueError: another format.
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self.model, self.config, folder, format)
-        self.processor.save_pretrained(folder)
+        save_checkpoint(self.model, self.config, Path(path), format)
+        self.processor.save_pretrained(path)
 
     @torch.inference_mode()
     def predict(self, clips: Sequence[Clip]) -> list[Prediction]:
