@@ -144,11 +144,10 @@ class EpisodeTracker:
     def __init__(
         self, settings: RewardSettings, reward_model: RewardModelLike, num_envs: int = 1
     ) -> None:
-        check_reward_model_like(reward_model)
         self.settings = settings
         self.errors = 0
         """How often a prediction has failed since the tracker was made."""
-        self._reward_model = reward_model
+        self._reward_model = check_reward_model_like(reward_model)
         self._model: RewardModel | None = None
         self._episodes = [_Episode(settings) for _ in range(num_envs)]
 
@@ -218,6 +217,7 @@ class EpisodeTracker:
             episode = self._episodes[step.env]
             episode.steps += 1
             episode.reports_success |= step.reports_success
+            episode.running = not (step.terminated or step.truncated)  # also if the model fails
             if step.frames is not None:
                 episode.see(step.frames)
                 seen.append(episode)
@@ -226,17 +226,26 @@ class EpisodeTracker:
             self._pay(step, None if step.frames is None else next(judgements)) for step in steps
         ]
 
+    def end(self, env: int) -> None:
+        """End the episode of `env`, if one is running: the model may forget its streams.
+
+        Also to be called when a frame that was due could not be had: what was seen of the episode
+        no longer fits what the environment has done.
+        """
+        self._release(self._episodes[env])
+
     def close(self) -> None:
-        """End all episodes: the model may forget their streams."""
-        for episode in self._episodes:
-            self._release(episode)
+        """End all episodes."""
+        for env in range(len(self._episodes)):
+            self.end(env)
 
     def _judge(self, episodes: Sequence[_Episode]) -> list[_Judgement | None]:
         """Ask the model about now; None where it failed and the user chose to go on."""
+        model = self.model  # one that cannot be loaded is no failed prediction: it raises
         clips = [episode.clips() for episode in episodes]
         flat = [clip for each in clips for clip in each]
         try:
-            answers = iter(check_answers(flat, self.model.predict(flat)))
+            answers = iter(check_answers(flat, model.predict(flat)))
         except Exception as error:
             self._failed(error, len(episodes))
             return [None] * len(episodes)

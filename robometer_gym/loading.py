@@ -24,8 +24,8 @@ RewardModelLike = str | os.PathLike[str] | RewardModel
 """A hub id, a folder, "demo" (the bundled small checkpoint), or a model that is there already."""
 
 
-def check_reward_model_like(reward_model: object) -> None:
-    """Raise unless `reward_model` can be loaded or asked; loads nothing.
+def check_reward_model_like(reward_model: RewardModelLike) -> str | RewardModel:
+    """Return `reward_model`, a path as its text, if it can be loaded or asked; loads nothing.
 
     Raises:
         TypeError: neither a name nor an object with `predict`.
@@ -34,11 +34,13 @@ def check_reward_model_like(reward_model: object) -> None:
     if isinstance(reward_model, str | os.PathLike):
         if not os.fspath(reward_model):
             raise ValueError("reward_model must not be empty: give a hub id, a folder or 'demo'.")
-    elif isinstance(reward_model, type) or not callable(getattr(reward_model, "predict", None)):
+        return os.fspath(reward_model)
+    if isinstance(reward_model, type) or not callable(getattr(reward_model, "predict", None)):
         raise TypeError(
             "reward_model must be a hub id, a folder, 'demo', or an object with "
             f"predict(clips) -> list of Prediction; got {reward_model!r}."
         )
+    return reward_model
 
 
 def load_reward_model(

@@ -142,6 +142,7 @@ class RewardSettings:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
+        object.__setattr__(self, name, int(value))  # a NumPy number does not go into JSON
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)
@@ -149,6 +150,7 @@ class RewardSettings:
             raise TypeError(f"{name} must be a number, got {value!r}.")
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value!r}.")
+        object.__setattr__(self, name, float(value))
 
     def _check_camera(self) -> None:
         several = isinstance(self.camera, Mapping)

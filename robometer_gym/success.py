@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
+
 __all__ = ["SuccessDetector"]
 
 
@@ -38,7 +40,8 @@ class SuccessDetector:
             raise ValueError(
                 f"success_votes must be between 1 and success_window, got {votes!r} of {window!r}."
             )
-        self._threshold = threshold
+        # Predictions are float32, and the float32 of 0.65 is a little less than 0.65.
+        self._threshold = min(threshold, float(np.float32(threshold)))
         self._needed = votes
         self._votes: deque[bool] = deque(maxlen=window)
         self.fired = False
@@ -65,6 +68,7 @@ class SuccessDetector:
         Returns:
             Whether the task counts as done.
         """
-        self._votes.append(success >= self._threshold)
-        self.fired = self.fired or sum(self._votes) >= self._needed
+        done = success >= self._threshold
+        self._votes.append(done)
+        self.fired = self.fired or (done and sum(self._votes) >= self._needed)
         return self.fired

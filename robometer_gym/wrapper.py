@@ -6,6 +6,7 @@ of when a prediction is due, of windows, or of how progress becomes a reward.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -15,11 +16,23 @@ from typing_extensions import Unpack
 
 from robometer_gym.camera import Cameras
 from robometer_gym.episode import EpisodeTracker, Start, Step
-from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
-from robometer_gym.reward_model import check_task
+from robometer_gym.loading import (
+    DEFAULT_REWARD_MODEL,
+    RewardModelLike,
+    check_reward_model_like,
+)
+from robometer_gym.reward_model import Frame, check_task
 from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
 
 __all__ = ["RobometerRewardWrapper"]
+
+
+class _SharedModel(dict[str, Any]):
+    """Constructor arguments whose copies share a live model: it may hold gigabytes, or a socket."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedModel:
+        model = self["reward_model"]
+        return _SharedModel(deepcopy(dict(self), {**memo, id(model): model}))
 
 
 @documented_by_settings
@@ -57,7 +70,8 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         ValueError: a setting out of range, a camera that the env does not have, an empty task; at
             reset and step, a frame that is black or not (H, W, 3) uint8.
         TypeError: a setting of the wrong kind.
-        ResetNeeded: `step` before `reset`, or after the episode has ended.
+        ResetNeeded: `step` before `reset`, or after the episode has ended; a frame that was
+            refused ends it, a model that failed does not.
         CheckpointError: at the first reset, a model that cannot be loaded.
         RewardModelError: an answer of the model that is no prediction (a NaN, say).
 
@@ -83,13 +97,16 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
         **settings: Unpack[RewardOptions],
     ) -> None:
-        # Not copied: a live model may hold gigabytes.
-        RecordConstructorArgs.__init__(
-            self, _disable_deepcopy=True, task=task, reward_model=reward_model, **settings
+        chosen = RewardSettings(**settings)
+        reward_model = check_reward_model_like(reward_model)
+        self._task = check_task(task)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True)
+        self._saved_kwargs = _SharedModel(
+            task=task,
+            reward_model=reward_model,
+            **{name: getattr(chosen, name) for name in settings},
         )
         gym.Wrapper.__init__(self, env)
-        chosen = RewardSettings(**settings)
-        self._task = check_task(task)
         self._cameras = Cameras(chosen.camera, chosen.frame_size, env)
         self._tracker = EpisodeTracker(chosen, reward_model)
 
@@ -107,7 +124,9 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             seed: goes to the environment.
             options: goes to the environment; "task" is this episode's instruction.
         """
-        task = check_task((options or {}).get("task", self._task))
+        task = (options or {}).get("task")
+        task = self._task if task is None else check_task(task)
+        self._tracker.end(0)  # also if the environment fails now
         observation, info = self.env.reset(seed=seed, options=options)
         frames = self._cameras.read(self.env, observation)
         (begun,) = self._tracker.begin([Start(0, task, frames)])
@@ -127,7 +146,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             reward=float(reward),
             terminated=bool(terminated),
             truncated=bool(truncated),
-            frames=self._cameras.read(self.env, observation) if due else None,
+            frames=self._look(observation) if due else None,
             reports_success="is_success" in info or "success" in info,
         )
         (outcome,) = self._tracker.step([step])
@@ -138,6 +157,13 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             step.truncated,
             {**info, **outcome.info},
         )
+
+    def _look(self, observation: Any) -> dict[str, Frame]:
+        try:
+            return self._cameras.read(self.env, observation)
+        except BaseException:
+            self._tracker.end(0)  # a frame is missing: what was seen no longer fits
+            raise
 
     def close(self) -> None:
         """End the episode and close the environment."""

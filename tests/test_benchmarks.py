@@ -1,0 +1,65 @@
+"""The benchmarks run as they stand, and say what they promise. No figure is judged here."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark(name: str) -> ModuleType:
+    """A benchmark as a module: the folder is not a package."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_wrapper_overhead_prints_a_table_and_one_line_of_json(capsys):
+    """`make bench` would end in a traceback, or a script that reads its last line would."""
+    benchmark("wrapper_overhead").main(["--steps", "200", "--memory-steps", "400"])
+    *_, last = capsys.readouterr().out.splitlines()
+    told = json.loads(last)
+    assert told["benchmark"] == "wrapper_overhead"
+    assert told["steps"] == 200
+    assert told["bars_us"] == {"plain_step_us": 5.0, "prediction_us": 50.0}
+    figures = {
+        name: value for name, value in told.items() if name.endswith("_us") and name != "bars_us"
+    }
+    assert set(figures) == {
+        "bare_step_us",
+        "plain_step_us",
+        "prediction_us",
+        "prediction_each_step_us",
+        "copy_cached_us",
+        "copy_uncached_us",
+        "shrink_us",
+        "reset_us",
+    }
+    assert all(math.isfinite(value) for value in figures.values())
+    assert [at["steps"] for at in told["memory"]] == [4, 40, 400]
+    # Four frames are in it after 4 steps; after 400 no more than the 65 that a history holds.
+    frame = 480 * 640 * 3
+    assert 4 * frame < told["memory"][0]["allocated"] < told["memory"][2]["allocated"] < 70 * frame
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "199"], ["--memory-steps", "99"]])
+def test_wrapper_overhead_refuses_what_it_cannot_measure(arguments, capsys):
+    """Medians over nothing would be a traceback."""
+    with pytest.raises(SystemExit, match="2"):
+        benchmark("wrapper_overhead").main(arguments)
+    assert "must be >=" in capsys.readouterr().err
+
+
+def test_every_benchmark_says_what_it_measures():
+    """A figure without quantity, method and hardware is worth nothing to others."""
+    for path in sorted(FOLDER.glob("*.py")):
+        docstring = path.read_text().split('"""')[1]
+        assert "Quantity:" in docstring, path.name
+        assert "Hardware:" in docstring, path.name

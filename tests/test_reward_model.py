@@ -1,0 +1,212 @@
+"""The seam: what may pass as a clip, and what may pass as an answer."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robometer_gym.reward_model import (
+    CheckpointError,
+    Clip,
+    Prediction,
+    ReleasesStreams,
+    RewardModelError,
+    check_answers,
+    check_prediction,
+    check_predictions,
+    check_task,
+)
+from robometer_gym.testing import ScriptedRewardModel
+
+TASK = "open the drawer"
+
+
+def video(length: int = 3, height: int = 4, width: int = 6) -> Any:
+    """Frames whose pixels all differ: (T, H, W, 3) uint8."""
+    rng = np.random.default_rng(length)
+    return rng.integers(0, 256, (length, height, width, 3), dtype=np.uint8)
+
+
+def prediction(progress: Any = (0.25, 0.5, 0.75), success: Any = (0.0, 0.5, 1.0)) -> Prediction:
+    """An answer to a clip of three frames."""
+    return Prediction(np.asarray(progress, np.float32), np.asarray(success, np.float32))
+
+
+def test_a_clip_from_an_array_shows_every_frame_in_order():
+    """A model would read other pixels than the camera saw, or in another order."""
+    frames = video()
+    clip = Clip(frames, TASK)
+    assert len(clip) == 3
+    assert (clip.task, clip.stream, clip.steps) == (TASK, None, None)
+    np.testing.assert_array_equal(clip.frames, frames)
+    for image, frame in zip(clip.images, frames, strict=True):
+        np.testing.assert_array_equal(image, frame)
+
+
+def test_a_clip_from_a_sequence_equals_the_clip_from_the_array():
+    """What the environment half sends would be read differently from what a user writes."""
+    frames = video()
+    clip = Clip(list(frames), TASK, stream="episode 1", steps=[0, 5, 7])
+    np.testing.assert_array_equal(clip.frames, frames)
+    assert clip.frames.dtype == np.uint8
+    assert (clip.stream, clip.steps) == ("episode 1", (0, 5, 7))
+
+
+def test_a_clip_copies_no_frame_until_asked_for_all():
+    """Each prediction would copy megabytes that an engine with a cache never looks at."""
+    images = list(video())
+    clip = Clip(images, TASK)
+    assert all(mine is image for mine, image in zip(clip.images, images, strict=True))
+    assert clip.frames is clip.frames  # stacked once
+
+
+def test_a_single_frame_is_a_clip():
+    """The baseline at reset could not be asked for."""
+    assert Clip(video(1), TASK, steps=(0,)).frames.shape == (1, 4, 6, 3)
+
+
+def test_the_repr_says_what_a_clip_is():
+    """Error messages show clips; printing all pixels would hide what is wrong."""
+    assert repr(Clip(video(), TASK)) == "Clip(3 frames of 4x6, task='open the drawer')"
+    assert repr(Clip(video(), TASK, "e1")) == (
+        "Clip(3 frames of 4x6, task='open the drawer', stream=e1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "message"),
+    [
+        ([], ValueError, "A clip needs at least one frame, got none."),
+        (np.zeros((0, 4, 6, 3), np.uint8), ValueError, "A clip needs at least one frame"),
+        (np.zeros((4, 6, 3), np.uint8), ValueError, "(T, H, W, 3); got 4 frames of shape (6, 3)"),
+        (np.zeros((2, 3, 4, 6), np.uint8), ValueError, "got 2 frames of shape (3, 4, 6)"),
+        (np.zeros((2, 4, 6, 4), np.uint8), ValueError, "got 2 frames of shape (4, 6, 4)"),
+        (np.zeros((1, 2, 4, 6, 3), np.uint8), ValueError, "got 1 frames of shape (2, 4, 6, 3)"),
+        (["a.png"], ValueError, "got 1 frames of shape str"),
+        (np.zeros((2, 4, 6, 3), np.float32), TypeError, "must be uint8 in [0, 255], got float32"),
+        (np.zeros((2, 4, 6, 3), np.int64), TypeError, "must be uint8 in [0, 255], got int64"),
+        ([*video(1, 4, 6), *video(1, 6, 4)], ValueError, "one size, got (4, 6, 3) and (6, 4, 3)"),
+        (np.zeros((2, 0, 6, 3), np.uint8), ValueError, "height and width >= 1, got (0, 6, 3)"),
+    ],
+)
+def test_a_clip_refuses_what_is_no_video(frames, error, message):
+    """Channel-first, float or empty video would be scored as noise, without a word."""
+    with pytest.raises(error, match=re.escape(message)):
+        Clip(frames, TASK)
+
+
+@pytest.mark.parametrize("steps", [(0, 1), (0, 1, 2, 3), (), (0, 2, 1), (0, 1, 1)])
+def test_a_clip_refuses_steps_that_do_not_name_its_frames(steps):
+    """Two frames under one name: an engine with a cache would answer for the wrong one."""
+    with pytest.raises(ValueError, match="steps must be one increasing number per frame; got"):
+        Clip(video(), TASK, steps=steps)
+
+
+@pytest.mark.parametrize("task", [None, 3, b"open the drawer", ["open the drawer"]])
+def test_a_task_must_be_a_string(task):
+    """The tokenizer would fail far from the mistake, or read the repr of a list."""
+    with pytest.raises(TypeError, match="task must be a string such as 'open the drawer', got"):
+        check_task(task)
+    with pytest.raises(TypeError, match="task must be a string"):
+        Clip(video(), task)
+
+
+@pytest.mark.parametrize("task", ["", " ", "\n\t"])
+def test_a_task_must_say_something(task):
+    """The model would score progress towards nothing."""
+    with pytest.raises(ValueError, match="task must say what the robot should do, got"):
+        check_task(task)
+
+
+@pytest.mark.parametrize(
+    "token", ["<|prog_token|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>", "<|rew_9|>"]
+)
+def test_a_task_must_not_hold_control_tokens(token):
+    """`<|prog_token|>` in a task shifts every prediction by one frame: wrong rewards, no error."""
+    with pytest.raises(ValueError, match=re.escape(f"control tokens, got '{token}' in")):
+        check_task(f"open {token} the drawer")
+
+
+@pytest.mark.parametrize("task", [TASK, "a < b | c > d", "<|not a token|>", "öffne 抽屉 ✓", "<||>"])
+def test_ordinary_words_are_a_task(task):
+    """A harmless sentence would be refused."""
+    assert check_task(task) == task
+
+
+def test_sound_answers_pass_unchanged():
+    """Every prediction would be refused, or replaced by a copy."""
+    clips = [Clip(video(3), TASK), Clip(video(1), TASK)]
+    answers = [prediction(), prediction([1.0], [0.0])]
+    assert check_predictions(clips, answers) is answers
+    assert check_predictions([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "came"),
+    [
+        ([], "0"),
+        ([prediction(), prediction()], "2"),
+        ((prediction(),), "tuple"),
+        (None, "NoneType"),
+        (np.zeros(3), "ndarray"),
+    ],
+)
+def test_there_must_be_one_answer_per_clip(answers, came):
+    """With one answer too few, environments would be paid for each other's progress."""
+    message = f"must return a list of 1 predictions, one per clip; got {came}."
+    with pytest.raises(RewardModelError, match=re.escape(message)):
+        check_answers([Clip(video(), TASK)], answers)
+    with pytest.raises(RewardModelError, match=re.escape(message)):
+        check_predictions([Clip(video(), TASK)], answers)
+
+
+@pytest.mark.parametrize("name", ["progress", "success"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.1, 0.2, 0.3], "must be a float32 array, got list"),
+        (np.array([0.1, 0.2, 0.3]), "must be a float32 array, got float64"),
+        (np.zeros((1, 3), np.float32), "of shape (1, 3); expected (3,) for Clip(3 frames"),
+        (np.zeros(2, np.float32), "of shape (2,); expected (3,) for Clip(3 frames"),
+        (np.array([0.1, np.nan, 0.3], "f4"), "expected finite values in [0, 1]"),
+        (np.array([0.1, np.inf, 0.3], "f4"), "expected finite values in [0, 1]"),
+        (np.array([0.1, -0.001, 0.3], "f4"), "expected finite values in [0, 1]"),
+        (np.array([0.1, 1.001, 0.3], "f4"), "expected finite values in [0, 1]"),
+    ],
+)
+def test_values_that_are_no_prediction_are_refused(name, values, message):
+    """A NaN, or raw logits, would be paid to the agent and ruin it quietly."""
+    good = np.zeros(3, np.float32)
+    answer = Prediction(**{"progress": good, "success": good, name: values})
+    with pytest.raises(RewardModelError, match=f"{name} .*{re.escape(message)}|{name} must be"):
+        check_prediction(Clip(video(), TASK), answer)
+    with pytest.raises(RewardModelError, match=re.escape(message)):
+        check_predictions([Clip(video(), TASK)], [answer])
+
+
+def test_an_answer_must_be_a_prediction():
+    """A bare array would fail later, with an AttributeError that names no model."""
+    with pytest.raises(RewardModelError, match=r"must return Prediction objects, got 0\.5"):
+        check_predictions([Clip(video(), TASK)], [0.5])
+
+
+def test_the_bounds_themselves_are_predictions():
+    """A model that is certain would be refused."""
+    check_prediction(Clip(video(2), TASK), prediction([0.0, 1.0], [1.0, 0.0]))
+
+
+def test_a_checkpoint_error_is_a_reward_model_error():
+    """`except RewardModelError` would miss a checkpoint that cannot be read."""
+    assert issubclass(CheckpointError, RewardModelError)
+
+
+def test_a_model_that_wants_to_know_of_ended_streams_is_recognised():
+    """A caching engine would never be told to forget, and fill the GPU."""
+
+    class Forgetful:
+        def predict(self, clips: Any) -> list[Prediction]:
+            return []
+
+    assert isinstance(ScriptedRewardModel(), ReleasesStreams)
+    assert not isinstance(Forgetful(), ReleasesStreams)
