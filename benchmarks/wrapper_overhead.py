@@ -12,7 +12,8 @@ renderers do. Episodes of 200 steps, bare and wrapped by turns; every step is ti
 (time.perf_counter_ns, whose own cost is in both and cancels). A repeat gives the median of each
 kind of step; the figure is the median over the repeats of wrapped minus bare, where bare includes
 one `render` for steps with a prediction. The first repeat is the warm-up and does not count.
-Predictions are made every 5 steps, as by default, and, for comparison, at every step.
+Predictions are made every 5 steps, as by default, and, for comparison, at every step, with few
+frames kept and with small ones.
 The frames of an episode do not fit into most caches, so the least that a prediction can cost is a
 copy into memory that is not in the cache; it is printed beside.
 Memory: one episode without end, a prediction at each step; what Python has allocated
@@ -36,8 +37,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from typing_extensions import Unpack
 
 from robometer_gym import Clip, Prediction, RobometerRewardWrapper
+from robometer_gym.settings import RewardOptions
 
 HEIGHT, WIDTH = 480, 640
 EPISODE = 200
@@ -48,14 +51,14 @@ BARS = {"plain_step_us": 5.0, "prediction_us": 50.0}
 class BareEnv(gym.Env[Any, Any]):
     """An environment that costs next to nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, height: int = HEIGHT, width: int = WIDTH) -> None:
         self.render_mode = "rgb_array"
         self.observation_space = gym.spaces.Box(0.0, 1.0, (1,))
         self.action_space = gym.spaces.Discrete(2)
         self._observation = np.zeros(1, np.float32)
         self._info: dict[str, Any] = {}
         rng = np.random.default_rng(0)
-        self._picture = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        self._picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode; it has no end of its own."""
@@ -83,15 +86,10 @@ class FreeModel:
         return [self._answers[len(clip)] for clip in clips]
 
 
-def wrapped(predict_every: int, frame_size: int | None = None) -> RobometerRewardWrapper:
-    """The wrapper around a bare environment."""
-    return RobometerRewardWrapper(
-        BareEnv(),
-        task="measure",
-        reward_model=FreeModel(),
-        predict_every=predict_every,
-        frame_size=frame_size,
-    )
+def wrapped(env: BareEnv, **settings: Unpack[RewardOptions]) -> RobometerRewardWrapper:
+    """The wrapper around a bare environment; frames are kept as they are unless told otherwise."""
+    chosen: RewardOptions = {"frame_size": None, **settings}
+    return RobometerRewardWrapper(env, task="measure", reward_model=FreeModel(), **chosen)
 
 
 def timed(env: gym.Env[Any, Any], steps: int, *, renders: bool = False) -> dict[str, list[int]]:
@@ -133,18 +131,25 @@ def typical(nanoseconds: list[int]) -> float:
 
 def overheads(steps: int) -> dict[str, float]:
     """What the wrapper adds, in microseconds: medians over the repeats."""
-    bare = BareEnv()
-    mixed, each, shrinking = wrapped(5), wrapped(1), wrapped(1, frame_size=240)
+    bare, tiny = BareEnv(), BareEnv(64, 64)
+    mixed, each = wrapped(bare, predict_every=5), wrapped(bare, predict_every=1)
+    few = wrapped(bare, predict_every=5, sampling="tail")
+    light = wrapped(tiny, predict_every=5)
+    shrinking = wrapped(bare, predict_every=1, frame_size=240)
     repeats: dict[str, list[float]] = {}
     for _ in range(REPEATS + 1):
         step = timed(bare, steps)
         render = timed(bare, steps, renders=True)
         by_five, by_one = timed(mixed, steps), timed(each, steps)
+        few_kept, small_frames = timed(few, steps), timed(light, steps)
         small = timed(shrinking, max(20, steps // 100))
         found = {
             "bare_step_us": typical(step["plain"]),
             "plain_step_us": typical(by_five["plain"]) - typical(step["plain"]),
             "prediction_us": typical(by_five["predicted"]) - typical(render["predicted"]),
+            "prediction_tail_us": typical(few_kept["predicted"]) - typical(render["predicted"]),
+            "prediction_64x64_us": typical(small_frames["predicted"])
+            - typical(render["predicted"]),
             "prediction_each_step_us": typical(by_one["predicted"]) - typical(render["predicted"]),
             "shrink_us": typical(small["predicted"]) - typical(by_one["predicted"]),
             "reset_us": typical(by_five["reset"]) - typical(render["reset"]),
@@ -174,7 +179,7 @@ def resident_bytes() -> int:
 
 def memory(steps: int) -> list[dict[str, int]]:
     """Allocated and resident bytes along one long episode with a prediction at each step."""
-    env = wrapped(1)
+    env = wrapped(BareEnv(), predict_every=1)
     tracemalloc.start()
     try:
         env.reset()
@@ -208,7 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("bare step, for comparison", "bare_step_us"),
         ("plain step", "plain_step_us"),
         ("prediction (every 5 steps)", "prediction_us"),
-        ("prediction (at every step)", "prediction_each_step_us"),
+        ("  at every step", "prediction_each_step_us"),
+        ("  sampling='tail': 8 frames are kept", "prediction_tail_us"),
+        ("  frames of 64x64", "prediction_64x64_us"),
         ("  of which: copying 640x480, cached", "copy_cached_us"),
         ("            the same, not cached", "copy_uncached_us"),
         ("shrinking 640x480 to 240, on top", "shrink_us"),

@@ -37,6 +37,8 @@ def test_wrapper_overhead_prints_a_table_and_one_line_of_json(capsys):
         "plain_step_us",
         "prediction_us",
         "prediction_each_step_us",
+        "prediction_tail_us",
+        "prediction_64x64_us",
         "copy_cached_us",
         "copy_uncached_us",
         "shrink_us",
