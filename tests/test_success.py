@@ -1,5 +1,6 @@
 """When a task counts as done."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,3 +106,10 @@ def test_the_votes_must_fit_into_the_window(votes, window):
     message = f"success_votes must be between 1 and success_window, got {votes} of {window}."
     with pytest.raises(ValueError, match=message):
         SuccessDetector(0.5, votes, window)
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.65, 0.7])
+def test_reaching_the_threshold_is_enough_in_single_precision(threshold):
+    """A model that answers exactly 0.65 would never be believed: its float32 is less than 0.65."""
+    for answer in (threshold, float(np.float32(threshold))):
+        assert SuccessDetector(threshold, votes=1, window=1).update(answer)

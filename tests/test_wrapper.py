@@ -321,6 +321,32 @@ def test_a_failed_reset_ends_the_episode():
     assert windows(model)[-1] == [0, 1]
 
 
+def test_a_refused_frame_at_the_last_step_ends_the_episode():
+    """Going on would step an environment that is over, and score frames of nothing."""
+
+    class GoesBlack(CountingEnv):
+        def render(self):
+            frame = super().render()
+            assert frame is not None
+            return frame * (self.steps < 2)
+
+    env = wrap(GoesBlack(lengths=[2]), ScriptedRewardModel())
+    env.reset()
+    play(env, 1)
+    with pytest.raises(ValueError, match="entirely black"):
+        env.step(0)
+    with pytest.raises(ResetNeeded, match=re.escape("call reset() first")):
+        env.step(0)
+
+
+def test_no_task_among_the_options_means_the_usual_one():
+    """An environment that draws its task where it is given None could not be wrapped."""
+    model = ScriptedRewardModel()
+    env = wrap(CountingEnv(), model)
+    env.reset(options={"task": None})
+    assert [clip.task for clip in model.clips] == [env.task]
+
+
 # The three signals, two modes, scale and bonus.
 
 
