@@ -222,5 +222,6 @@ def test_any_class_can_show_the_settings():
 
 def test_every_setting_is_described():
     """A user would have to read the code to know what a setting does."""
+    described = inspect.getdoc(RewardSettings) or ""
     for field in fields(RewardSettings):
-        assert f"        {field.name}: " in (RewardSettings.__doc__ or "")
+        assert f"    {field.name}: " in described
