@@ -13,15 +13,13 @@ import argparse
 import numpy as np
 
 from robometer_gym import Clip, RobometerRewardModel
-from robometer_gym.model.demo import demo_checkpoint
 
 
 def main() -> None:
     """Score two clips of noise: put your own videos, (T, H, W, 3) uint8, in their place."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="demo", help="hub id, folder or 'demo'")
-    name = parser.parse_args().model
-    model = RobometerRewardModel.from_pretrained(demo_checkpoint() if name == "demo" else name)
+    model = RobometerRewardModel.from_pretrained(parser.parse_args().model)
 
     rng = np.random.default_rng(0)
     short = Clip(rng.integers(0, 256, (3, 96, 96, 3), np.uint8), task="open the drawer")

@@ -11,13 +11,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from PIL import Image
 
-from robometer_gym.frames import FrameCopier
+from robometer_gym.frames import FrameCopier, shrink
 from robometer_gym.reward_model import Frame
 from robometer_gym.settings import Camera
 
-__all__ = ["Cameras", "shrink"]
+__all__ = ["Cameras"]
 
 _BLACK = (
     "Frame from {source} is entirely black, so the model would judge nothing. "
@@ -93,12 +92,12 @@ class Cameras:
         Raises:
             ValueError: a frame of another shape or dtype, or a black one.
         """
-        return {
-            name: self._copiers[name].copy(
-                shrink(self._look(source, env, observation), self._frame_size)
-            )
-            for name, source in self._cameras.items()
-        }
+        return {name: self._take(name, env, observation) for name in self._cameras}
+
+    def _take(self, name: str, env: gym.Env[Any, Any], observation: Any) -> Frame:
+        frame = self._look(self._cameras[name], env, observation)
+        small = shrink(frame, self._frame_size)
+        return self._copiers[name].copy(frame) if small is frame else small
 
     def _look(self, source: Camera, env: gym.Env[Any, Any], observation: Any) -> Frame:
         if source == "render":
@@ -110,6 +109,11 @@ class Cameras:
                 )
             return _check_frame(frame, "env.render()")
         if isinstance(source, str):
+            if source not in observation:
+                raise ValueError(
+                    f"The observation has no {source!r}, although its space has: "
+                    f"its keys are {sorted(observation)}."
+                )
             return _check_frame(observation[source], f"observation[{source!r}]")
         return _check_frame(source(env, observation), "the camera function")
 
@@ -126,30 +130,3 @@ def _check_frame(frame: Any, source: str) -> Frame:
     if not frame[len(frame) // 2].any() and not frame.any():
         raise ValueError(_BLACK.format(source=source))
     return np.asarray(frame)
-
-
-def shrink(frame: Frame, frame_size: int | None) -> Frame:
-    """Return the frame with its shortest edge at most `frame_size`, and the same aspect ratio.
-
-    Pixels are averaged over the area that they come from.
-
-    Args:
-        frame: (H, W, 3) uint8.
-        frame_size: pixels, or None. A frame that is small enough is returned as it is.
-
-    Source: the training videos were shrunk by area as well (cv2.INTER_AREA),
-    dataset_upload/helpers.py:97-150 of robometer at c7f38e2.
-
-    Example:
-        >>> shrink(np.zeros((720, 1280, 3), np.uint8), 240).shape
-        (240, 427, 3)
-    """
-    height, width, _ = frame.shape
-    shortest = min(height, width)
-    if frame_size is None or shortest <= frame_size:
-        return frame
-    size = (round(width * frame_size / shortest), round(height * frame_size / shortest))
-    image, factor = Image.fromarray(frame), shortest // frame_size
-    if (size[0] * factor, size[1] * factor) == (width, height):
-        return np.asarray(image.reduce(factor))  # the same, three times faster
-    return np.asarray(image.resize(size, Image.Resampling.BOX))

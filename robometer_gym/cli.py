@@ -20,16 +20,17 @@ import robometer_gym
 from robometer_gym import loading
 from robometer_gym.evaluation import Scores, plot_scores, read_video, score_video
 from robometer_gym.evaluation.demo import DEMO_NOTE, Episode, run_demo, save_demo
-from robometer_gym.reward_model import RewardModel, RewardModelError, check_task
+from robometer_gym.reward_model import RewardModelError, check_task
 from robometer_gym.settings import RewardSettings
 
 __all__ = ["main"]
 
-# What a user can mend; CheckpointError is a RewardModelError, and FileNotFoundError an OSError.
-# Anything else is a bug of ours and keeps its traceback.
+# What a user can most often mend; CheckpointError is a RewardModelError, and FileNotFoundError an
+# OSError. Anything else is a bug of ours and keeps its traceback.
 _USER_ERRORS = (RewardModelError, ValueError, TypeError, OSError, DependencyNotInstalled)
 
 _FPS = 3.0  # what the authors' published scores were made with
+_MANY_FRAMES = 32  # in one pass; the authors' own examples have up to 13
 _BAR = 23  # characters, so that a table of two bars has less than 80 columns
 
 
@@ -183,8 +184,16 @@ def _score(arguments: argparse.Namespace) -> None:
     video = read_video(arguments.video, frame_size=arguments.frame_size or None)
     fps = _FPS if arguments.fps is None and video.fps is not None else arguments.fps
     video.sample(fps)
+    if arguments.window is None and len(video.sample(fps)) > _MANY_FRAMES:
+        logging.getLogger("robometer_gym").warning(
+            "%d frames go through the model at once, which was trained with 8: "
+            "--window 8 shows it 8 at a time, a lower --fps fewer in all.",
+            len(video.sample(fps)),
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = _load(arguments.model, arguments.device, arguments.processor)
+    model = loading.load_reward_model(
+        arguments.model, device=arguments.device, processor=arguments.processor
+    )
     scores = score_video(
         model, video, arguments.task, fps=fps, window=arguments.window, progress_bar=True
     )
@@ -195,17 +204,6 @@ def _score(arguments: argparse.Namespace) -> None:
     scores.save_json(files[0])
     plot_scores(scores, video.frames[scores.frame_indices], files[1])
     _print_files(files)
-
-
-def _load(name: str, device: str | None, processor: str | None) -> RewardModel:
-    if device is not None:
-        import torch
-
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:  # which one depends on how torch was built
-            raise ValueError(f"--device {device} cannot be used here: {error}") from error
-    return loading.load_reward_model(name, device=device, processor=processor)
 
 
 def _print_scores(scores: Scores) -> None:

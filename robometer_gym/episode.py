@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -154,6 +155,13 @@ class EpisodeTracker:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out a model that was loaded by name: the copy loads it again when it needs it."""
         return {**self.__dict__, "_model": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EpisodeTracker:
+        """Share the model with the copy: it may hold gigabytes, or a socket."""
+        memo[id(self._reward_model)] = self._reward_model
+        copy = object.__new__(type(self))
+        copy.__dict__ = deepcopy(self.__getstate__(), memo)
+        return copy
 
     @property
     def model(self) -> RewardModel:
@@ -327,4 +335,7 @@ class EpisodeTracker:
         streams, episode.streams, episode.histories = episode.streams, {}, {}
         if isinstance(self._model, ReleasesStreams):
             for stream in streams.values():
-                self._model.release(stream)
+                try:
+                    self._model.release(stream)
+                except Exception as error:  # nothing depends on it, least of all the last reward
+                    logger.warning("The reward model could not release %s: %s", stream, error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from threading import Lock
 
 from robometer_gym.reward_model import RewardModel
 
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 DEFAULT_REWARD_MODEL = "lerobot/Robometer-4B"
+
+_loading = Lock()
 
 RewardModelLike = str | os.PathLike[str] | RewardModel
 """A hub id, a folder, "demo" (the bundled small checkpoint), or a model that is there already."""
@@ -57,14 +60,13 @@ def load_reward_model(
         CheckpointError: the name cannot be loaded.
     """
     if isinstance(reward_model, str | os.PathLike):
-        return _load(os.fspath(reward_model), device, processor)
+        with _loading:  # the cache alone would let two threads load the same model
+            return _load(os.fspath(reward_model), device, processor)
     return reward_model
 
 
 @cache
 def _load(name: str, device: str | None, processor: str | None) -> RewardModel:
-    from robometer_gym.model.demo import demo_checkpoint
     from robometer_gym.model.predictor import RobometerRewardModel
 
-    folder = demo_checkpoint() if name == "demo" else name
-    return RobometerRewardModel.from_pretrained(folder, device=device, processor=processor)
+    return RobometerRewardModel.from_pretrained(name, device=device, processor=processor)

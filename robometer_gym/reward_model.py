@@ -27,6 +27,7 @@ __all__ = [
     "check_prediction",
     "check_predictions",
     "check_task",
+    "frame_cure",
 ]
 
 Frame = NDArray[np.uint8]
@@ -65,6 +66,24 @@ def check_task(task: object) -> str:
             "Remove it."
         )
     return task
+
+
+def frame_cure(frame: object) -> str:
+    """Return what to do about something that should have been a frame, (H, W, 3) uint8."""
+    shape = tuple(getattr(frame, "shape", ()))
+    if not isinstance(frame, np.ndarray):
+        return "Convert it with np.asarray(frames), a torch tensor with frames.numpy()."
+    if len(shape) == 2 and shape[1] == 3:
+        return "This is one picture: frames[None] makes a clip of one frame of it."
+    if len(shape) == 2 or shape[2:] == (1,):
+        return "Repeat grey pictures: np.repeat(frames.reshape(T, H, W, 1), 3, axis=-1)."
+    if shape[2:] == (4,):
+        return "Drop the alpha channel: frames[..., :3]."
+    if len(shape) == 3 and shape[0] == 3 != shape[2]:
+        return "Transpose channel-first video with np.moveaxis(frames, 1, -1)."
+    if frame.dtype.kind == "f":
+        return "Convert floats in [0, 1] with (frames * 255).round().astype(np.uint8)."
+    return "Give RGB pictures of one size, oldest first."
 
 
 class Clip:
@@ -109,15 +128,14 @@ class Clip:
         first = self.images[0]
         for image in self.images:
             if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
-                shape = getattr(image, "shape", type(image).__name__)
+                came = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))}"
                 raise ValueError(
-                    f"frames must be (T, H, W, 3); got {len(self.images)} frames of shape {shape}. "
-                    "Transpose channel-first video with np.moveaxis(frames, 1, -1)."
+                    f"frames must be (T, H, W, 3) uint8 arrays; got {len(self.images)} frames of "
+                    f"{came}. {frame_cure(image)}"
                 )
             if image.dtype != np.uint8:
                 raise TypeError(
-                    f"frames must be uint8 in [0, 255], got {image.dtype}. "
-                    "Convert floats in [0, 1] with (frames * 255).round().astype(np.uint8)."
+                    f"frames must be uint8 in [0, 255], got {image.dtype}. {frame_cure(image)}"
                 )
             if image.shape != first.shape:
                 raise ValueError(

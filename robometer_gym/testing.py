@@ -73,7 +73,7 @@ class ScriptedRewardModel:
         for name, script in self._scripts.items():
             if callable(script):
                 answer: Answer = script(clip)
-            elif isinstance(script, Sequence):
+            elif isinstance(script, Sequence | np.ndarray):
                 if asked >= len(script):
                     raise IndexError(
                         f"The script has {len(script)} answers for {name}; "

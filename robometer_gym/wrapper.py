@@ -27,6 +27,17 @@ from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_
 __all__ = ["RobometerRewardWrapper"]
 
 
+def _check_unwrapped(env: gym.Env[Any, Any]) -> None:
+    """Refuse an environment that is paid by a model already: its reward is not its own."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, RobometerRewardWrapper):
+            raise ValueError(
+                "This environment is in a RobometerRewardWrapper already. For several cameras give "
+                "camera a dict; for other settings make the environment anew."
+            )
+        env = env.env
+
+
 class _SharedModel(dict[str, Any]):
     """Constructor arguments whose copies share a live model: it may hold gigabytes, or a socket."""
 
@@ -67,8 +78,9 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         **settings: see `robometer_gym.settings.RewardSettings`, or the signature.
 
     Raises:
-        ValueError: a setting out of range, a camera that the env does not have, an empty task; at
-            reset and step, a frame that is black or not (H, W, 3) uint8.
+        ValueError: an environment that is wrapped already, a setting out of range, a camera that
+            the env does not have, an empty task; at reset and step, a frame that is black or not
+            (H, W, 3) uint8.
         TypeError: a setting of the wrong kind.
         ResetNeeded: `step` before `reset`, or after the episode has ended; a frame that was
             refused ends it, a model that failed does not.
@@ -97,6 +109,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
         **settings: Unpack[RewardOptions],
     ) -> None:
+        _check_unwrapped(env)
         chosen = RewardSettings(**settings)
         reward_model = check_reward_model_like(reward_model)
         self._task = check_task(task)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robometer_gym.camera import Cameras, shrink
+from robometer_gym.camera import Cameras
+from robometer_gym.frames import shrink
 from robometer_gym.testing import CountingEnv
 
 

@@ -105,7 +105,6 @@ def test_score_samples_an_array_that_knows_its_rate(tmp_path, model):
     [
         (("--task", " "), "task must say what the robot should do"),
         (("--fps", "0"), "fps must be a number of frames per second > 0, got 0.0."),
-        (("--device", "gpu"), "--device gpu cannot be used here: "),
     ],
 )
 def test_what_can_be_mended_is_one_line_and_comes_before_the_model(
@@ -125,6 +124,15 @@ def test_a_missing_video_is_told(tmp_path, model, capsys):
     """The user would not see which file was looked for."""
     assert _score(tmp_path / "nowhere.mp4") == 2
     assert "error: There is no file " in capsys.readouterr().err
+
+
+def test_many_frames_at_once_are_remarked_upon(film, model, capsys):
+    """A long video would be scored far from what the model was trained on, without a word."""
+    np.save(film.with_suffix(".npy"), np.full((33, 16, 16, 3), 9, np.uint8))
+    assert _score(film.with_suffix(".npy")) == 0
+    assert "33 frames go through the model at once" in capsys.readouterr().err
+    assert _score(film.with_suffix(".npy"), "--window", "8") == 0
+    assert "at once" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_error_of_many_lines_is_one_line(film, monkeypatch, capsys):

@@ -144,7 +144,7 @@ def test_the_seam_and_the_pure_modules_know_nothing_of_ours(name):
     """They could no longer be read, tested or reused alone."""
     imports = IMPORTS[f"robometer_gym.{name}"]
     assert imports.ours <= {"robometer_gym.reward_model"} - {f"robometer_gym.{name}"}
-    assert imports.packages <= {"numpy", "robometer_gym", *sys.stdlib_module_names}
+    assert imports.packages <= {"numpy", "PIL", "robometer_gym", *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("module", ENVIRONMENT_HALF)

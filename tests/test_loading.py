@@ -1,7 +1,10 @@
 """From `reward_model=` to a model, as far as no network is needed."""
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
 from typing import Any
 
@@ -27,18 +30,17 @@ def loads(monkeypatch):
         @classmethod
         def from_pretrained(cls, name: str, **options: Any) -> Any:
             loaded.append(name)
+            if name == "org/slow":
+                time.sleep(0.05)
             if any(options.values()):
                 loaded.append(f"{options['device']}, {options['processor']}")
             if name == "no/such":
                 raise CheckpointError("no/such cannot be found.")
             return ScriptedRewardModel()
 
-    demo = ModuleType("robometer_gym.model.demo")
-    demo.demo_checkpoint = lambda: "the demo's folder"  # type: ignore[attr-defined]
     predictor = ModuleType("robometer_gym.model.predictor")
     predictor.RobometerRewardModel = Predictor  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "robometer_gym.model", ModuleType("robometer_gym.model"))
-    monkeypatch.setitem(sys.modules, "robometer_gym.model.demo", demo)
     monkeypatch.setitem(sys.modules, "robometer_gym.model.predictor", predictor)
     loading._load.cache_clear()
     yield loaded
@@ -72,10 +74,18 @@ def test_a_path_is_the_same_as_its_text(loads):
     assert loads == ["runs/best"]
 
 
-def test_demo_is_the_bundled_checkpoint(loads):
-    """The demo would ask the hub for a repository called "demo"."""
-    load_reward_model("demo")
-    assert loads == ["the demo's folder"]
+def test_two_threads_share_one_model(loads):
+    """An evaluation beside the training would hold the weights twice."""
+    together = Barrier(4)
+
+    def load() -> Any:
+        together.wait()
+        return load_reward_model("org/slow")
+
+    with ThreadPoolExecutor(4) as threads:
+        models = [future.result() for future in [threads.submit(load) for _ in range(4)]]
+    assert loads == ["org/slow"]
+    assert len({id(model) for model in models}) == 1
 
 
 def test_device_and_processor_are_passed_on(loads):

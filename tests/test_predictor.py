@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from robometer_gym import RobometerRewardModel
 from robometer_gym.model import predictor
 from robometer_gym.model.demo import make_random_checkpoint
-from robometer_gym.reward_model import Clip
+from robometer_gym.reward_model import Clip, RewardModelError
 from robometer_gym.testing import check_reward_model
 from tests.reference import REAL_PROCESSOR, Reference
 
@@ -264,3 +267,47 @@ def test_a_deep_copy_shares_the_weights(model):
     """Gymnasium copies the arguments of wrappers: four billion parameters would be there twice."""
     assert copy.deepcopy(model) is model
     assert copy.deepcopy({"reward_model": model})["reward_model"] is model
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    """The user would get an assertion of torch's, or load 9 GB first."""
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used here"):
+        RobometerRewardModel.from_pretrained(tmp_path, device="gpu")
+
+
+def test_demo_is_a_name():
+    """`reward_model="demo"` would ask the hub for a repository called "demo"."""
+    assert RobometerRewardModel.from_pretrained("demo").config.progress_bins == 10
+
+
+def test_a_forked_process_is_told_and_does_not_hang(model):
+    """A vector env that forks after the model was used would wait for ever."""
+    question = Clip(np.zeros((1, 64, 64, 3), np.uint8), "open the drawer")
+    model.predict([question])
+    answers = multiprocessing.get_context("fork").SimpleQueue()
+
+    def ask() -> None:
+        try:
+            model.predict([question])
+        except RewardModelError as error:
+            answers.put(str(error))
+
+    with warnings.catch_warnings():  # Python 3.12 warns of just this
+        warnings.simplefilter("ignore", DeprecationWarning)
+        worker = multiprocessing.get_context("fork").Process(target=ask)
+        worker.start()
+    worker.join(60)
+    hung = worker.is_alive()
+    worker.kill()
+    assert not hung
+    assert "context='spawn'" in answers.get()
+
+
+def test_a_pickled_model_predicts_in_its_new_process(model):
+    """A worker that was given the model by spawn would be told that it had been forked."""
+    question = Clip(np.zeros((1, 64, 64, 3), np.uint8), "open the drawer")
+    copied = pickle.loads(pickle.dumps(model))
+    copied._check_process()
+    np.testing.assert_array_equal(
+        copied.predict([question])[0].progress, model.predict([question])[0].progress
+    )

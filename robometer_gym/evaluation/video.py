@@ -18,8 +18,8 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
-from robometer_gym.camera import shrink
-from robometer_gym.reward_model import Frame
+from robometer_gym.frames import shrink
+from robometer_gym.reward_model import Frame, frame_cure
 
 __all__ = ["Video", "read_video", "sample_at_fps", "write_video"]
 
@@ -187,7 +187,8 @@ def _pictures(decoded: Iterator[Any]) -> Iterator[Frame]:
     for picture in decoded:
         if picture.is_corrupt:
             raise ValueError("it is broken: parts of it are lost. Copy it again.")
-        yield picture.to_ndarray(format="rgb24")
+        # A phone held upright films lying frames and notes a quarter turn.
+        yield np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
 
 
 def _read_arrays(path: Path, frame_size: int | None) -> Video:
@@ -232,14 +233,7 @@ def _check_frames(frames: Any) -> None:
     dtype = getattr(frames, "dtype", type(frames).__name__)
     if len(shape) == 4 and shape[3] == 3 and 0 not in shape and dtype == np.uint8:
         return
-    if len(shape) == 3 and shape[2] == 3:
-        cure = "This is one picture: frames[None] makes a video of one frame of it."
-    elif len(shape) == 4 and shape[1] == 3 != shape[3]:
-        cure = "Transpose channel-first video with np.moveaxis(frames, 1, -1)."
-    elif len(shape) == 4 and shape[3] == 3 and 0 not in shape:
-        cure = "Convert floats in [0, 1] with (frames * 255).round().astype(np.uint8)."
-    else:
-        cure = "Give RGB pictures of one size, oldest first."
+    cure = frame_cure(frames[0] if shape and shape[0] else frames)
     raise ValueError(f"frames must be (T, H, W, 3) uint8; got {tuple(shape)} {dtype}. {cure}")
 
 

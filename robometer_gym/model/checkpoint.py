@@ -7,6 +7,7 @@ random still pays rewards. Knows nothing of tokenizers or of predictions.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,13 @@ def load_checkpoint(
     names = _model_names(files, format_)
     rows = _shape(files, names, _EMBEDDING, folder)[0]
     # The embedding was resized for the added tokens, and not every configuration says so.
-    config.backbone["text_config"]["vocab_size"] = rows
-    model = empty_model(config)
+    config = config.with_vocabulary(rows)
+    try:
+        model = empty_model(config)
+    except Exception as error:  # transformers checks each value with errors of many kinds
+        raise CheckpointError(
+            f"The configuration of {folder} describes no model that can be built: {error}"
+        ) from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _check_names(folder, _BACKBONE[format_], set(names), set(shapes), set(files))
     state = _read_tensors(files, names, device)
@@ -87,6 +93,11 @@ def load_checkpoint(
             f"says: {'; '.join(wrong[:3])}. Do config.json and the weights belong together?"
         )
     for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{_in_file(name, _BACKBONE[format_])} in {folder} is {tensor.dtype}: quantised "
+                "checkpoints are not supported."
+            )
         if name.startswith("backbone."):
             state[name] = tensor.to(dtype)
     model.load_state_dict(state, assign=True)
@@ -169,6 +180,8 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
             raise CheckpointError(
                 f"{path} is missing, although {_INDEX} names it. Download the checkpoint again."
             )
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} may not be read. Look at its permissions.")
         try:
             with safe_open(path, framework="pt") as opened:
                 files.update(dict.fromkeys(opened.keys(), path))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from robometer_gym.reward_model import CheckpointError
@@ -64,6 +64,11 @@ class RobometerConfig:
         if not isinstance(self.backbone.get("text_config"), dict):
             raise CheckpointError("The backbone's configuration has no text_config.")
         object.__setattr__(self, "backbone", _with_portable_rope(self.backbone))
+
+    def with_vocabulary(self, rows: int) -> RobometerConfig:
+        """Return the same with another vocabulary size."""
+        text = {**self.backbone["text_config"], "vocab_size": rows}
+        return replace(self, backbone={**self.backbone, "text_config": text})
 
     @classmethod
     def from_lerobot(cls, config: Mapping[str, Any]) -> RobometerConfig:
@@ -169,7 +174,12 @@ def _with_portable_rope(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """
     portable = deepcopy(dict(backbone))
     text = portable["text_config"]
-    if rope := text.pop("rope_parameters", None):
+    rope = text.pop("rope_parameters", None) or {}
+    if "rope_theta" not in {**text, **rope}:
+        raise CheckpointError(
+            "The backbone's text_config has no rope_theta. A default would be another model's."
+        )
+    if rope:
         text["rope_theta"] = rope["rope_theta"]
         text["rope_scaling"] = {key: rope[key] for key in rope if key != "rope_theta"}
     return portable

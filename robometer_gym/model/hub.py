@@ -54,10 +54,10 @@ def find_files(
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
             f"{os.fspath(id_or_path)!r}{at} is neither a folder here nor to be had from the "
-            f"Hugging Face Hub. Is the id right, and the network up? Without a network, download "
-            f"it elsewhere ('hf download {os.fspath(id_or_path)}') and give the folder. "
-            f"({type(error).__name__}: {error})"
-        ) from error
+            f"Hugging Face Hub. Is the id right, and the network up? Without a network, see 'Where "
+            f"the real weights come from' in the README: both the weights and the tokenizer can be "
+            f"given as folders. ({type(error).__name__}: {error})"
+        ) from None  # its text is all of it that helps
 
 
 def _means_a_path(id_or_path: str | os.PathLike[str]) -> bool:

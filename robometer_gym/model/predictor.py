@@ -20,7 +20,7 @@ from robometer_gym.model.heads import decode_progress
 from robometer_gym.model.hub import find_files
 from robometer_gym.model.modeling import RobometerModel
 from robometer_gym.model.processor import Encoded, RobometerProcessor
-from robometer_gym.reward_model import CheckpointError, Clip, Prediction
+from robometer_gym.reward_model import CheckpointError, Clip, Prediction, RewardModelError
 
 __all__ = ["RobometerRewardModel"]
 
@@ -41,8 +41,7 @@ class RobometerRewardModel:
 
     Example:
         >>> import numpy as np
-        >>> from robometer_gym.model.demo import demo_checkpoint
-        >>> model = RobometerRewardModel.from_pretrained(demo_checkpoint())
+        >>> model = RobometerRewardModel.from_pretrained("demo")
         >>> clip = Clip(np.zeros((3, 64, 64, 3), np.uint8), "move the gripper to the red block")
         >>> model.predict([clip])[0].progress.shape
         (3,)
@@ -55,6 +54,7 @@ class RobometerRewardModel:
         self.model = model.eval()
         self.processor = processor
         self.config = config
+        self._process = os.getpid()
 
     @classmethod
     def from_pretrained(
@@ -70,7 +70,8 @@ class RobometerRewardModel:
         """Load a checkpoint in LeRobot's or the authors' format.
 
         Args:
-            id_or_path: a hub id ("lerobot/Robometer-4B", "robometer/Robometer-4B") or a folder.
+            id_or_path: a hub id ("lerobot/Robometer-4B", "robometer/Robometer-4B"), a folder, or
+                "demo", the small checkpoint that is there without a download.
             revision: branch, tag or commit on the hub.
             device: where to run; by default the GPU if there is one.
             dtype: of the backbone; by default bfloat16 on a GPU and float32 on a CPU.
@@ -80,10 +81,14 @@ class RobometerRewardModel:
 
         Raises:
             CheckpointError: it cannot be found, read or trusted; the message says why.
-            ValueError: an unknown dtype.
+            ValueError: an unknown dtype, or a device that is not there.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(device)
         dtype = _dtype(dtype, device)
+        if id_or_path == "demo":
+            from robometer_gym.model.demo import demo_checkpoint  # it is made with this class
+
+            id_or_path = demo_checkpoint()
         folder = find_files(
             id_or_path, CHECKPOINT_FILES, revision=revision, local_files_only=local_files_only
         )
@@ -130,7 +135,11 @@ class RobometerRewardModel:
 
         Returns:
             One Prediction per clip, in order: (T,) float32 progress and success in [0, 1].
+
+        Raises:
+            RewardModelError: in a process that was forked after the model had been loaded.
         """
+        self._check_process()
         predictions = []
         for batch in self._batches(clips):
             hidden = self.model.hidden_states(batch)
@@ -155,7 +164,9 @@ class RobometerRewardModel:
 
         Raises:
             ValueError: the clips have different tasks.
+            RewardModelError: in a process that was forked after the model had been loaded.
         """
+        self._check_process()
         if a.task != b.task:
             raise ValueError(
                 f"prefer compares two attempts at one task, got {a.task!r} and {b.task!r}."
@@ -197,6 +208,19 @@ class RobometerRewardModel:
         """Return itself: a copied environment shares the weights, it does not double them."""
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_process": os.getpid()}
+
+    def _check_process(self) -> None:
+        """Refuse to hang: torch's threads do not survive a fork, nor does a CUDA context."""
+        if os.getpid() != self._process:
+            raise RewardModelError(
+                "This model was loaded before the process was forked, and torch cannot go on in a "
+                "forked process. Start the workers of a vector environment with "
+                "context='spawn' (gym.make_vec: vector_kwargs={'context': 'spawn'}; SubprocVecEnv: "
+                "start_method='spawn')."
+            )
+
     def _batches(self, clips: Sequence[Clip]) -> Iterator[Encoded]:
         """Encode in groups, so that many clips at once do not exhaust the memory."""
         group: list[Clip] = []
@@ -214,6 +238,15 @@ class RobometerRewardModel:
     def _tokens(self, clip: Clip) -> int:
         """Estimate how many tokens a clip takes; nearly all of them are pictures."""
         return len(clip) * self.processor.images.tokens_of_size(*clip.images[0].shape[:2])
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # which one depends on how torch was built
+        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
