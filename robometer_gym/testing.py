@@ -19,7 +19,7 @@ from robometer_gym.reward_model import Clip, Frame, Prediction, RewardModel, che
 __all__ = ["CountingEnv", "ScriptedRewardModel", "check_reward_model"]
 
 Answer = float | Exception
-Script = Sequence[Answer] | Callable[[Clip], float]
+Script = Sequence[Answer] | NDArray[Any] | Callable[[Clip], float]
 
 
 class ScriptedRewardModel:

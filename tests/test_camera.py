@@ -207,3 +207,13 @@ def test_shrinking_a_flipped_view():
     """`camera=lambda env, _: env.render()[::-1]` is how one turns Meta-World's picture."""
     picture = noise(64, 48)
     np.testing.assert_array_equal(shrink(picture[::-1], 24), shrink(picture[::-1].copy(), 24))
+
+
+def test_a_key_that_an_observation_lacks_is_named():
+    """A camera that drops out would end in "KeyError: 'front'"."""
+    env = CountingEnv(cameras=("front",))
+    observation, _ = env.reset()
+    cameras = Cameras("front", None, env)
+    del observation["front"]
+    with pytest.raises(ValueError, match=r"no 'front', although its space has: .*\['count'\]"):
+        cameras.read(env, observation)

@@ -673,3 +673,35 @@ def test_a_config_without_the_backbone_is_refused(folder, part):
     edit_config(folder, remove)
     with refuses(rf"{part}|lacks \d+ tensors"):
         load(folder)
+
+
+def test_a_configuration_without_the_rotary_base_is_refused(lerobot):
+    """A default would be taken, and every reward would be a little wrong."""
+    edit_config(lerobot, lambda config: config["vlm_config"]["text_config"].pop("rope_theta"))
+    with pytest.raises(CheckpointError, match="no rope_theta"):
+        RobometerRewardModel.from_pretrained(lerobot, device="cpu")
+
+
+@pytest.mark.parametrize("value", ["big", None, -4])
+def test_a_configuration_that_describes_no_model_is_refused(lerobot, value):
+    """The user would see an error of another library, without the name of the checkpoint."""
+    edit_config(lerobot, lambda c: c["vlm_config"]["text_config"].update(hidden_size=value))
+    with pytest.raises(CheckpointError, match=r"configuration of .* describes no model"):
+        RobometerRewardModel.from_pretrained(lerobot, device="cpu")
+
+
+def test_a_quantised_checkpoint_is_refused(lerobot):
+    """Whole numbers would be taken for weights."""
+    tensors = load_file(lerobot / "model.safetensors")
+    name = "success_head.0.weight"
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, lerobot / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{name} .* is torch.int8: quantised"):
+        RobometerRewardModel.from_pretrained(lerobot, device="cpu")
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(lerobot, monkeypatch):
+    """A user whose group lacks a permission would download nine gigabytes again."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
+    with pytest.raises(CheckpointError, match="may not be read"):
+        RobometerRewardModel.from_pretrained(lerobot, device="cpu")

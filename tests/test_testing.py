@@ -361,3 +361,10 @@ def test_the_tolerance_is_the_users():
     check_reward_model(Model(rounds), tolerance=0.01)
     with pytest.raises(AssertionError, match="in a batch"):
         check_reward_model(Model(rounds))
+
+
+def test_a_script_may_be_an_array():
+    """The array would be broadcast over the frames of the first clip."""
+    model = ScriptedRewardModel(progress=np.array([0.25, 0.75]))
+    clip = Clip(np.zeros((3, 4, 4, 3), np.uint8), "open it")
+    assert [p.progress[-1] for p in model.predict([clip, clip])] == [0.25, 0.75]

@@ -347,6 +347,34 @@ def test_no_task_among_the_options_means_the_usual_one():
     assert [clip.task for clip in model.clips] == [env.task]
 
 
+def test_a_second_wrapper_is_refused():
+    """The first one's payment would pass for the environment's own reward, and its verdict too."""
+    env = gym.wrappers.TimeLimit(wrap(CountingEnv(), ScriptedRewardModel()), 5)
+    with pytest.raises(ValueError, match="in a RobometerRewardWrapper already"):
+        wrap(env, ScriptedRewardModel())
+
+
+def test_a_model_that_cannot_release_costs_no_reward(caplog):
+    """The last reward of an episode would be lost, and the environment not be closed."""
+
+    class Stuck(ScriptedRewardModel):
+        def release(self, stream):
+            raise OSError("the server is gone")
+
+    closed = []
+
+    class Closes(CountingEnv):
+        def close(self):
+            closed.append(True)
+
+    env = wrap(Closes(lengths=[1]), Stuck([0.25, 0.5]))
+    env.reset()
+    assert rewards(env) == [0.25]
+    env.close()
+    assert closed
+    assert "could not release" in caplog.text
+
+
 # The three signals, two modes, scale and bonus.
 
 
