@@ -1,7 +1,7 @@
 """Robometer as the reward of any Gymnasium environment.
 
-    env = gym.make("FetchPush-v4", render_mode="rgb_array")
-    env = RobometerRewardWrapper(env, task="push the black block to the red target")
+    env = gym.make("robometer_gym/TabletopReach-v0", render_mode="rgb_array", task=task)
+    env = RobometerRewardWrapper(env, task=task, reward_model="lerobot/Robometer-4B")
 
 Importing this imports neither torch nor transformers: `RobometerRewardModel` comes when asked for.
 It registers the environment robometer_gym/TabletopReach-v0.

@@ -60,7 +60,7 @@ class RewardSettings:
             ones (LeRobot's rule); "anchored" mostly appends, which an engine with a cache can
             use. See `robometer_gym.frames.FrameHistory`.
         mode: "replace" pays the model's reward alone, "shape" adds it to the environment's.
-        signal: "delta" pays the progress made since the previous prediction, 0 between
+        signal: the README says which to take. "delta" pays the progress made since the previous prediction, 0 between
             predictions; "potential" pays gamma * progress after - progress before on each step,
             where progress counts as 0 at a true end; "progress" pays the latest progress on each
             step.
@@ -77,9 +77,10 @@ class RewardSettings:
             of these, name to camera: then one prediction is made per camera and the mean counts.
         frame_size: frames are shrunk so that their shortest edge is this many pixels; never
             enlarged. 240 is what the checkpoint was trained on. None keeps the source's size.
-        on_error: what happens when the model fails: "raise"; "hold" pays 0 and keeps the last
-            progress; "env" pays the environment's reward. The last two log a warning and count in
-            `info["robometer/errors"]`.
+        on_error: what happens when the model fails: "raise"; "hold" takes 0 for the model's part
+            and keeps the last progress; "env" pays the environment's reward. The last two log a
+            warning and count in `info["robometer/errors"]`. A model that cannot be loaded raises
+            in any case.
 
     Raises:
         ValueError: a number outside its range, or a name that is none of the choices.
