@@ -60,10 +60,10 @@ class RewardSettings:
             ones (LeRobot's rule); "anchored" mostly appends, which an engine with a cache can
             use. See `robometer_gym.frames.FrameHistory`.
         mode: "replace" pays the model's reward alone, "shape" adds it to the environment's.
-        signal: the README says which to take. "delta" pays the progress made since the previous prediction, 0 between
+        signal: "delta" pays the progress made since the previous prediction, 0 between
             predictions; "potential" pays gamma * progress after - progress before on each step,
             where progress counts as 0 at a true end; "progress" pays the latest progress on each
-            step.
+            step. The README says which to take.
         gamma: the discount in "potential", in [0, 1]. Give the agent's own.
         scale: multiplies the signal. Finite.
         success_threshold: a prediction votes "done" when its success probability reaches this.
