@@ -21,6 +21,7 @@ from robometer_gym.reward_model import (
     Frame,
     ReleasesStreams,
     RewardModel,
+    RewardModelError,
     check_answers,
     check_prediction,
 )
@@ -263,7 +264,7 @@ class EpisodeTracker:
             try:
                 for clip, prediction in zip(each, predictions, strict=True):
                     check_prediction(clip, prediction)
-            except Exception as error:
+            except RewardModelError as error:
                 self._failed(error, 1)
                 judgements.append(None)
             else:

@@ -361,7 +361,7 @@ def test_the_tokenizer_may_come_from_elsewhere(folder, originals, model):
 # ---- what must not
 
 
-def refuses(match: str):
+def raises_checkpoint_error(match: str):
     return pytest.raises(CheckpointError, match=f"(?s){match}")
 
 
@@ -374,7 +374,9 @@ def test_a_checkpoint_error_is_a_reward_model_error():
 def test_a_wrong_prefix_is_refused(folder, prefix):
     """Read leniently, such a file leaves the model random, and random rewards are paid."""
     write(folder, {f"{prefix}{name}": tensor for name, tensor in read(folder).items()})
-    with refuses(r"(lacks \d+ tensors|no token embedding).*(prefix|Robometer checkpoint)"):
+    with raises_checkpoint_error(
+        r"(lacks \d+ tensors|no token embedding).*(prefix|Robometer checkpoint)"
+    ):
         load(folder)
 
 
@@ -382,7 +384,9 @@ def test_one_format_under_the_others_config_is_refused(folder, originals):
     """A config copied from the other repository must not give random weights."""
     other = "upstream" if folder.name == "lerobot" else "lerobot"
     write(folder, read(originals[other]))
-    with refuses(r"(lacks \d+ tensors|no token embedding).*(prefix|Robometer checkpoint)"):
+    with raises_checkpoint_error(
+        r"(lacks \d+ tensors|no token embedding).*(prefix|Robometer checkpoint)"
+    ):
         load(folder)
 
 
@@ -391,7 +395,7 @@ def test_a_missing_head_is_refused(folder, head):
     """A random head gives confident nonsense between 0 and 1."""
     tensors = read(folder)
     write(folder, {name: t for name, t in tensors.items() if not name.startswith(head)})
-    with refuses(rf"lacks 6 tensors.*{head}\.0\..*Robometer checkpoint"):
+    with raises_checkpoint_error(rf"lacks 6 tensors.*{head}\.0\..*Robometer checkpoint"):
         load(folder)
 
 
@@ -401,7 +405,7 @@ def test_a_single_missing_tensor_is_named(folder):
     name = next(name for name in tensors if name.endswith("layers.0.mlp.up_proj.weight"))
     del tensors[name]
     write(folder, tensors)
-    with refuses(r"lacks 1 tensor.*layers\.0\.mlp\.up_proj\.weight"):
+    with raises_checkpoint_error(r"lacks 1 tensor.*layers\.0\.mlp\.up_proj\.weight"):
         load(folder)
 
 
@@ -411,7 +415,7 @@ def test_a_missing_embedding_is_refused(folder):
     for name in [name for name in tensors if "embed_tokens" in name or "lm_head" in name]:
         del tensors[name]
     write(folder, tensors)
-    with refuses(r"no token embedding|lacks 1 tensor.*embed_tokens"):
+    with raises_checkpoint_error(r"no token embedding|lacks 1 tensor.*embed_tokens"):
         load(folder)
 
 
@@ -420,7 +424,7 @@ def test_an_unknown_tensor_is_refused(folder, name):
     """It belongs to a model that computes something else than ours."""
     write(folder, read(folder) | {name: torch.zeros(2)})
     own = name.removeprefix("model.")  # the part that both formats share
-    with refuses(rf"1 tensors? the model has no place for: \S*{own}\."):
+    with raises_checkpoint_error(rf"1 tensors? the model has no place for: \S*{own}\."):
         load(folder)
 
 
@@ -430,7 +434,7 @@ def test_a_tensor_of_another_shape_is_refused(folder):
     for kind in ("weight", "bias"):
         tensors[f"progress_head.4.{kind}"] = tensors[f"progress_head.4.{kind}"][:5].clone()
     write(folder, tensors)
-    with refuses(r"progress_head\.4\.(weight|bias).*(shape|\(5)"):
+    with raises_checkpoint_error(r"progress_head\.4\.(weight|bias).*(shape|\(5)"):
         load(folder)
 
 
@@ -447,10 +451,10 @@ def test_another_vocabulary_is_refused(folder, rows):
     def resize(config: Config) -> None:
         config.get("vlm_config", config)["text_config"]["vocab_size"] = size
 
-    with refuses(rf"{len(old)}.*{size}|{size}.*{len(old)}"):
+    with raises_checkpoint_error(rf"{len(old)}.*{size}|{size}.*{len(old)}"):
         load(folder)  # the config says one thing, the file another
     edit_config(folder, resize)
-    with refuses(rf"{len(old)}.*{size}|{size}.*{len(old)}"):
+    with raises_checkpoint_error(rf"{len(old)}.*{size}|{size}.*{len(old)}"):
         load(folder)  # config and file agree, the tokenizer does not
 
 
@@ -460,7 +464,7 @@ def test_another_vocabulary_is_refused(folder, rows):
 )
 def test_the_tokenizer_of_another_model_is_refused(folder):
     """Its words would be looked up in rows that mean something else."""
-    with refuses(r"151674.*(processor|tokenizer)|(processor|tokenizer).*151674"):
+    with raises_checkpoint_error(r"151674.*(processor|tokenizer)|(processor|tokenizer).*151674"):
         load(folder, processor=REAL_PROCESSOR)
 
 
@@ -468,7 +472,7 @@ def test_a_truncated_file_is_refused(folder):
     """A download that broke off."""
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with refuses(rf"{file.name}.*([Dd]ownload|again|incomplete)"):
+    with raises_checkpoint_error(rf"{file.name}.*([Dd]ownload|again|incomplete)"):
         load(folder)
 
 
@@ -479,7 +483,7 @@ def test_a_file_that_is_none_is_refused(folder, content):
     """An empty file, or git's pointer to the real one."""
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(content)
-    with refuses(rf"{file.name}.*([Dd]ownload|again|incomplete)"):
+    with raises_checkpoint_error(rf"{file.name}.*([Dd]ownload|again|incomplete)"):
         load(folder)
 
 
@@ -487,7 +491,7 @@ def test_a_missing_shard_is_refused(folder):
     """Half of the model would stay random."""
     files = write_sharded(folder, read(folder))
     files[1].unlink()
-    with refuses(rf"{files[1].name}"):
+    with raises_checkpoint_error(rf"{files[1].name}"):
         load(folder)
 
 
@@ -498,7 +502,7 @@ def test_an_index_that_is_no_index_is_refused(folder, content):
     """A page that a proxy sent in place of the file, or a file of another program."""
     write_sharded(folder, read(folder))
     (folder / "model.safetensors.index.json").write_text(content)
-    with refuses(r"model\.safetensors\.index\.json"):
+    with raises_checkpoint_error(r"model\.safetensors\.index\.json"):
         load(folder)
 
 
@@ -506,7 +510,7 @@ def test_a_folder_without_weights_is_refused(folder):
     """The config alone was copied."""
     (file,) = folder.glob("*.safetensors")
     file.unlink()
-    with refuses(r"safetensors"):
+    with raises_checkpoint_error(r"safetensors"):
         load(folder)
 
 
@@ -519,20 +523,20 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path, kind):
         "home": "~/no-such-folder/of/mine",
         "with dots": "../no-such-folder/x",
     }[kind]
-    with refuses(r"no-such-folder|no/such/folder"):
+    with raises_checkpoint_error(r"no-such-folder|no/such/folder"):
         load(path)
 
 
 def test_an_empty_folder_is_refused(tmp_path):
     """The parent of the checkpoint was named."""
-    with refuses(r"config\.json"):
+    with raises_checkpoint_error(r"config\.json"):
         load(tmp_path)
 
 
 def test_a_file_in_place_of_a_folder_is_refused(folder):
     """The weights were named instead of the folder they lie in."""
     (file,) = folder.glob("*.safetensors")
-    with refuses(r"folder"):
+    with raises_checkpoint_error(r"folder"):
         load(file)
 
 
@@ -544,7 +548,9 @@ def test_an_unreachable_hub_is_reported_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
-    with refuses(r"robometer-gym-test/nobody.*(network|connect|offline|reach|cache|download)"):
+    with raises_checkpoint_error(
+        r"robometer-gym-test/nobody.*(network|connect|offline|reach|cache|download)"
+    ):
         load("robometer-gym-test/nobody")
     assert time.monotonic() - started < 30
 
@@ -555,7 +561,7 @@ def test_offline_nothing_is_downloaded(monkeypatch, tmp_path, how):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     if how == "HF_HUB_OFFLINE":
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with refuses(r"robometer-gym-test/nobody.*(cache|local_files_only|download)"):
+    with raises_checkpoint_error(r"robometer-gym-test/nobody.*(cache|local_files_only|download)"):
         load("robometer-gym-test/nobody", local_files_only=how == "local_files_only")
 
 
@@ -563,7 +569,7 @@ def test_without_a_tokenizer_and_offline_the_way_out_is_named(monkeypatch, folde
     """Upstream's weights alone, without network: `processor=` is the answer."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     only_weights(folder)
-    with refuses(r"processor"):
+    with raises_checkpoint_error(r"processor"):
         load(folder, local_files_only=True)
 
 
@@ -581,7 +587,7 @@ def test_another_way_of_asking_is_refused(folder, option, value, named):
         edit_recipe(folder, **{option: value})
     else:
         edit_config(folder, lambda config: config.update({option: value}))
-    with refuses(named):
+    with raises_checkpoint_error(named):
         load(folder)
 
 
@@ -592,14 +598,14 @@ def test_plain_qwen_is_not_a_robometer(tmp_path, originals, upstream):
     (upstream / "config.yaml").unlink()
     architecture = {"architectures": ["Qwen3VLForConditionalGeneration"]}
     edit_config(upstream, lambda config: config.update(architecture))
-    with refuses(r"Robometer checkpoint"):
+    with raises_checkpoint_error(r"Robometer checkpoint"):
         load(upstream)
 
 
 def test_another_reward_model_of_lerobot_is_refused(lerobot):
     """LeRobot publishes several reward models in the same layout."""
     edit_config(lerobot, lambda config: config.update(type="sarm"))
-    with refuses(r"Robometer checkpoint|robometer.*sarm|sarm.*robometer"):
+    with raises_checkpoint_error(r"Robometer checkpoint|robometer.*sarm|sarm.*robometer"):
         load(lerobot)
 
 
@@ -607,14 +613,14 @@ def test_another_reward_model_of_lerobot_is_refused(lerobot):
 def test_a_corrupted_config_is_refused(folder, content):
     """A download that broke off, or a merge gone wrong."""
     (folder / "config.json").write_text(content)
-    with refuses(r"config\.json"):
+    with raises_checkpoint_error(r"config\.json"):
         load(folder)
 
 
 def test_a_corrupted_recipe_is_refused(upstream):
     """Without config.yaml nobody knows how the checkpoint was trained."""
     (upstream / "config.yaml").write_text("model: [unclosed")
-    with refuses(r"config\.yaml"):
+    with raises_checkpoint_error(r"config\.yaml"):
         load(upstream)
 
 
@@ -648,7 +654,7 @@ def test_a_recipe_that_says_nothing_means_the_authors_default(upstream, option):
     for section in recipe.values():
         section.pop(option, None)
     (upstream / "config.yaml").write_text(yaml.safe_dump(recipe))
-    with refuses(option):
+    with raises_checkpoint_error(option):
         load(upstream)
 
 
@@ -671,7 +677,7 @@ def test_a_config_without_the_backbone_is_refused(folder, part):
         del config.get("vlm_config", config)[part]
 
     edit_config(folder, remove)
-    with refuses(rf"{part}|lacks \d+ tensors"):
+    with raises_checkpoint_error(rf"{part}|lacks \d+ tensors"):
         load(folder)
 
 

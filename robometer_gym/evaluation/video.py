@@ -77,11 +77,14 @@ class Video:
 def read_video(path: str | os.PathLike[str], *, frame_size: int | None = None) -> Video:
     """Read all frames of a file.
 
+    They are all held: two minutes of 640x480 at 30 frames a second, shrunk to 240 pixels, were
+    measured to take 2.9 GB at their peak. Cut a longer video first.
+
     Args:
         path: .mp4, .mov, .avi, .mkv, .webm or .gif; a .npy array (T, H, W, 3) uint8; or an .npz
             with such an array named "frames" (or only one array) and, if known, a number "fps".
-        frame_size: shrink frames to this shortest edge while reading, so that a long video of a
-            phone fits in memory; never enlarges. None keeps the size.
+        frame_size: shrink frames to this shortest edge while reading; never enlarges. None keeps
+            the size.
 
     Raises:
         FileNotFoundError: there is no such file.
