@@ -54,8 +54,8 @@ def find_files(
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
             f"{os.fspath(id_or_path)!r}{at} is neither a folder here nor in the cache, and could "
-            "not be downloaded from the Hugging Face Hub. Is the id right, and the network up? To do "
-            "without a network, download weights and tokenizer elsewhere and give the folders: "
+            "not be downloaded from the Hugging Face Hub. Is the id right, and the network up? To "
+            "do without a network, download weights and tokenizer elsewhere and give the folders: "
             "'Where the real weights come from' in the README says how. "
             f"({type(error).__name__}: {error})"
         ) from None  # its text is all of it that helps
