@@ -174,6 +174,7 @@ def test_a_model_that_keeps_nothing_need_not_be_told():
     envs = drive(Plain(), 1)
     envs.begin(0)
     envs.step(0, ends=[0])
+    assert not envs.tracker.running(0)
     envs.tracker.close()
 
 

@@ -104,7 +104,7 @@ def test_a_failure_is_not_remembered(loads):
     assert loads == ["no/such", "no/such"]
 
 
-@pytest.mark.parametrize("name", ["demo", "org/name", "/tmp/checkpoint", Path("checkpoint")])
+@pytest.mark.parametrize("name", ["demo", "org/name", "./checkpoint", Path("checkpoint")])
 def test_a_name_is_accepted_without_loading(name, loads):
     """Each worker process of a vector env would load the model."""
     check_reward_model_like(name)
