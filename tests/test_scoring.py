@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from robometer_gym import RobometerRewardWrapper
+from robometer_gym.data.video import Video
 from robometer_gym.evaluation.scoring import Scores, score_frames, score_video
-from robometer_gym.evaluation.video import Video
 from robometer_gym.reward_model import Prediction, RewardModelError
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 

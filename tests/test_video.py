@@ -1,14 +1,18 @@
 """Video files: what is read, what is refused, and which frames are shown."""
 
 import json
+import os
+import pickle
 import sys
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium.error import DependencyNotInstalled
 
-from robometer_gym.evaluation.video import Video, read_video, sample_at_fps, write_video
+from robometer_gym.data.video import Video, VideoFrames, read_video, sample_at_fps, write_video
 
 VIDEOS = Path(__file__).parents[2] / "shared" / "data" / "videos"
 
@@ -172,13 +176,13 @@ def test_a_cut_off_stream_is_refused(tmp_path):
 
 def test_corrupt_pictures_are_refused():
     """Green smears from a damaged file would be judged as what the robot did."""
-    from robometer_gym.evaluation import video
+    from robometer_gym.data import video
 
     class Smear:
         is_corrupt = True
 
     with pytest.raises(ValueError, match="parts of it are lost"):
-        list(video._pictures(iter([Smear()])))
+        list(video._sound(iter([Smear()])))
 
 
 def test_sound_alone_is_refused(tmp_path):
@@ -198,9 +202,14 @@ def test_sound_alone_is_refused(tmp_path):
 class _Container:
     """A file as PyAV opens it, with pictures that no encoder would write."""
 
-    def __init__(self, pictures: list[np.ndarray], rotation: int) -> None:
+    def __init__(
+        self, pictures: list[np.ndarray], rotation: int = 0, corrupt: bool = False, late: int = 0
+    ) -> None:
         class Picture:
-            is_corrupt = False
+            is_corrupt = corrupt
+            is_discard = False
+            size = 1
+            pts: int | None = 0
 
             def __init__(self, image: np.ndarray) -> None:
                 self.image = image
@@ -214,9 +223,17 @@ class _Container:
         self.streams = self
         self.video = [self]
         self.average_rate = None
+        self.frames = self.duration = len(pictures)
+        self.base_rate = self.time_base = Fraction(1)
+        self.start_time = 0
+        for number, picture in enumerate(self.pictures):
+            picture.pts = number + late * (number > 0)
 
     def decode(self, stream: object):
         return iter(self.pictures)
+
+    def seek(self, offset: int, stream: object) -> None:
+        pass
 
     def __enter__(self):
         return self
@@ -279,10 +296,212 @@ def test_without_pyav_the_way_to_get_it_is_told(monkeypatch, film, tmp_path):
         match=r"^Reading mp4 needs PyAV: pip install 'robometer-gym\[video\]'\.$",
     ):
         read_video(film)
+    with pytest.raises(DependencyNotInstalled, match="Reading mp4 needs PyAV"):
+        VideoFrames(film)
     with pytest.raises(DependencyNotInstalled, match="Writing mp4 needs PyAV"):
         write_video(tmp_path / "new.mp4", a_film(), 10)
     np.save(tmp_path / "film.npy", a_film())
     assert len(read_video(tmp_path / "film.npy").frames) == 12, "Arrays need no PyAV."
+
+
+# --- single frames ---
+
+
+def numbered(length: int) -> np.ndarray:
+    """Frames that show their number as bright squares, one for each bit: (T, 48, 64, 3) uint8."""
+    bits = np.arange(length)[:, None] >> np.arange(12) & 1
+    squares = np.where(bits, 220, 40).astype(np.uint8).reshape(length, 3, 4, 1)
+    return squares.repeat(16, axis=1).repeat(16, axis=2).repeat(3, axis=3)
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """What numbers the frames show."""
+    squares = frames.reshape(len(frames), 3, 16, 4, 16, 3).mean(axis=(2, 4, 5))
+    return [int(row @ (1 << np.arange(12))) for row in squares.reshape(-1, 12) > 130]
+
+
+def write_numbers(
+    path: Path, length: int = 300, *, times: list[int] | None = None, how: str = "", **options: str
+) -> Path:
+    """Write frames that show their number, with libx264 at 10 frames per second.
+
+    Args:
+        path: where.
+        length: how many.
+        times: when each is shown, in tenths of a second. None is one after the other.
+        how: the file's movflags.
+        options: those of libx264, which makes groups of 250 frames with B-frames of itself.
+    """
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", options={"movflags": how} if how else {}) as container:
+        stream = container.add_stream("libx264", rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        for image, time in zip(numbered(length), times or range(length), strict=True):
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, 10)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+UNSTEADY = np.cumsum(1 + np.arange(300) % 4).tolist()
+FILES: dict[str, dict[str, Any]] = {
+    "long.mp4": {},
+    "long.mkv": {},
+    "short.mov": {"g": "10", "bf": "3"},
+    "pyramid.mp4": {"g": "40", "bf": "8", "refs": "6"},
+    "open.mp4": {"x264-params": "open-gop=1:keyint=30:bframes=4:scenecut=0"},
+    "open.mkv": {"x264-params": "open-gop=1:keyint=30:bframes=4:scenecut=0"},
+    "late.mp4": {"times": list(range(500, 800))},
+    "late.mkv": {"times": list(range(500, 800))},
+    "gap.mp4": {"times": [time + 7 * (time >= 200) for time in range(300)], "g": "50"},
+    "unsteady.mp4": {"times": UNSTEADY, "g": "50"},
+    "parts.mp4": {"how": "frag_keyframe", "g": "30"},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_single_frames_are_those_asked_for(tmp_path, name):
+    """A model would be trained on its neighbour's frames, or on frames in a wrong order."""
+    frames = VideoFrames(write_numbers(tmp_path / name, **FILES[name]))
+    assert len(frames) == 300
+    assert numbers(frames[range(300)]) == list(range(300))
+    order = np.random.default_rng(0).permutation(300)
+    for wanted in [*order[:16, None], *order.reshape(60, 5)[:8]]:
+        assert numbers(frames[wanted]) == wanted.tolist()
+
+
+def test_frames_come_in_the_order_asked_for_and_again(film):
+    """A clip padded with its last frame, or played backwards, would come out sorted."""
+    frames = VideoFrames(film)
+    whole = read_video(film).frames
+    read = frames[(7, 0, np.int64(11), 7, 7)]  # type: ignore[index]
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, whole[[7, 0, 11, 7, 7]])
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "unsteady.mp4", "open.mkv"])
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (37, 90), (249, 2), (299, 1), (120, None)])
+def test_a_span_is_its_own_frames(tmp_path, name, start, count):
+    """Episodes that share a file, as LeRobot's do, would show the end of the one before."""
+    frames = VideoFrames(write_numbers(tmp_path / name, **FILES[name]), start, count)
+    stop = 300 if count is None else start + count
+    assert len(frames) == stop - start
+    assert numbers(frames[range(len(frames))]) == list(range(start, stop))
+    assert numbers(frames[[len(frames) - 1]]) == [stop - 1]
+
+
+def test_a_file_of_one_frame_is_read(tmp_path):
+    """An episode that ended at once would end in numpy's "zero-size array"."""
+    frames = VideoFrames(write_numbers(tmp_path / "one.mp4", 1))
+    assert numbers(frames[[0, 0]]) == [0, 0]
+
+
+def test_frames_can_be_sent_to_a_worker(film):
+    """A DataLoader with workers could not start, or would run out of open files."""
+    frames = VideoFrames(film, 2, 5)
+    before = frames[[1, 4]]
+    copy = pickle.loads(pickle.dumps(frames))
+    np.testing.assert_array_equal(copy[[1, 4]], before)
+    assert repr(copy) == f"VideoFrames({str(film)!r}, start=2, count=5)"
+
+
+def test_a_file_that_was_replaced_is_opened_again(tmp_path):
+    """After recording again, the old number of frames would be believed."""
+    path = write_numbers(tmp_path / "film.mp4", 20)
+    assert len(VideoFrames(path)) == 20
+    write_numbers(path, 30)
+    assert len(VideoFrames(path)) == 30
+
+
+@pytest.mark.parametrize("indices", [[-1], [0, 12], []])
+def test_frames_that_are_not_there_are_refused(film, indices):
+    """-1 would be the last frame of the file, not of the episode."""
+    with pytest.raises(IndexError, match=r"indices must be in \[0, 12\), at least one; got \["):
+        VideoFrames(film)[indices]
+
+
+def test_a_span_that_is_not_in_the_file_is_refused(film):
+    """A dataset half downloaded would be found out hours into training."""
+    with pytest.raises(ValueError, match=r"film\.mp4 has 12 frames; frames 10 to 12 were asked"):
+        VideoFrames(film, 10, 3)
+    with pytest.raises(ValueError, match="has 12 frames; frames 12 to 12 were asked for"):
+        VideoFrames(film, 12)
+    with pytest.raises(ValueError, match="start must be >= 0 and count >= 1, got -1 and None"):
+        VideoFrames(film, -1)
+    with pytest.raises(ValueError, match="start must be >= 0 and count >= 1, got 0 and 0"):
+        VideoFrames(film, 0, 0)
+
+
+def test_what_is_no_video_is_refused_at_once(film, tmp_path):
+    """A typo in a list of videos would be found out hours into training."""
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere\.mp4\."):
+        VideoFrames(tmp_path / "nowhere.mp4")
+    os.truncate(film, 300)
+    with pytest.raises(
+        ValueError, match=r"Cannot read .*film\.mp4: it is empty, broken or cut off"
+    ):
+        VideoFrames(film)
+    (tmp_path / "film.avi").touch()
+    with pytest.raises(ValueError, match=r"film\.avi: its suffix must be one of \.mp4, .*\.gif\."):
+        VideoFrames(tmp_path / "film.avi")
+
+
+def test_only_the_header_is_read_at_first_and_a_cut_is_found_later(tmp_path):
+    """Opening a large dataset would read all of it; or frames lost would be made up."""
+    path = write_numbers(tmp_path / "film.mp4", how="faststart")
+    os.truncate(path, int(0.7 * path.stat().st_size))
+    frames = VideoFrames(path)
+    assert len(frames) == 300
+    assert numbers(frames[[3, 50]]) == [3, 50]
+    with pytest.raises(ValueError, match=r"Cannot read .*film\.mp4: it is .*cut off"):
+        frames[[3, 299]]
+
+
+def mocked(monkeypatch, tmp_path, container: _Container) -> VideoFrames:
+    """The frames of a file that PyAV opens as `container`."""
+    av = pytest.importorskip("av")
+    monkeypatch.setattr(av, "open", lambda path: container)
+    path = tmp_path / "film.mp4"
+    path.touch()
+    return VideoFrames(path)
+
+
+def test_single_frames_are_turned_upright(monkeypatch, tmp_path):
+    """Episodes filmed with a phone would be trained on sideways, and scored upright."""
+    (picture,) = a_film(1)
+    frames = mocked(monkeypatch, tmp_path, _Container([picture], rotation=90))
+    np.testing.assert_array_equal(frames[[0]][0], np.rot90(picture))
+
+
+def test_single_frames_that_are_broken_are_refused(monkeypatch, tmp_path):
+    """A model would be trained on green smears."""
+    frames = mocked(monkeypatch, tmp_path, _Container(list(a_film(2)), corrupt=True))
+    with pytest.raises(ValueError, match=r"Cannot read .*film\.mp4: it is broken: parts of it"):
+        frames[[0]]
+
+
+@pytest.mark.parametrize(
+    ("late", "message"), [(1, "a frame is missing in it"), (-5, "it is cut off: it ends before")]
+)
+def test_a_frame_that_is_not_where_the_header_says_is_not_replaced(
+    monkeypatch, tmp_path, late, message
+):
+    """Another frame would be taken in its place without a word."""
+    frames = mocked(monkeypatch, tmp_path, _Container(list(a_film(3)), late=late))
+    with pytest.raises(ValueError, match=rf"Cannot read .*film\.mp4: {message}"):
+        frames[[1]]
+
+
+def test_frames_without_times_are_refused(monkeypatch, tmp_path):
+    """NumPy would complain about NoneType."""
+    container = _Container(list(a_film(3)))
+    container.frames = 0
+    container.pictures[1].pts = None
+    container.demux = container.decode  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="its frames do not say when they are shown"):
+        mocked(monkeypatch, tmp_path, container)
 
 
 # --- arrays ---

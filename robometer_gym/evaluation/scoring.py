@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from robometer_gym.evaluation.video import Video
+from robometer_gym.data.video import Video
 from robometer_gym.frames import FrameHistory
 from robometer_gym.reward_model import (
     Clip,

@@ -9,8 +9,10 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from numpy.typing import NDArray
 from robometer_gym.frames import shrink
 from robometer_gym.reward_model import Frame, frame_cure
 
-__all__ = ["Video", "read_video", "sample_at_fps", "write_video"]
+__all__ = ["Video", "VideoFrames", "read_video", "sample_at_fps", "write_video"]
 
 _VIDEO_FILES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
 _ARRAY_FILES = (".npy", ".npz")
 _WRITABLE = (".mp4", ".mov", ".mkv")
+_SEEKABLE = (".mp4", ".mov", ".mkv", ".webm", ".gif")  # .avi does not say when a frame is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,96 @@ class Video:
         count, height, width, _ = self.frames.shape
         rate = "unknown fps" if self.fps is None else f"{self.fps:g} fps"
         return f"Video({count} frames of {height}x{width}, {rate})"
+
+
+class VideoFrames:
+    """Frames of a video file, read when asked for: for more episodes than memory holds.
+
+    Nothing but the file's header is read at first, unless it does not say how many frames there
+    are and when: that of an .mp4 or .mov does, if they come at a steady rate. Each request opens
+    the file and decodes from the key frame before the first frame asked for to the last one: ask
+    for many at once. No file stays open in between, so that other processes can be sent a copy.
+
+    Args:
+        path: .mp4, .mov, .mkv, .webm or .gif.
+        start: the first frame, >= 0, of a file that holds several episodes.
+        count: how many frames, >= 1. None takes all from `start` on.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken or of another kind, or has fewer frames.
+        DependencyNotInstalled: PyAV is missing.
+
+    Example:
+        >>> frames = VideoFrames("rollout.mp4")  # doctest: +SKIP
+        >>> frames[[0, 20, 10]].shape  # doctest: +SKIP
+        (3, 240, 320, 3)
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], start: int = 0, count: int | None = None
+    ) -> None:
+        if start < 0 or (count is not None and count < 1):
+            raise ValueError(f"start must be >= 0 and count >= 1, got {start!r} and {count!r}.")
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"There is no file {self.path}.")
+        if self.path.suffix.lower() not in _SEEKABLE:
+            raise ValueError(
+                f"Cannot read single frames of {self.path}: its suffix must be one of "
+                f"{', '.join(_SEEKABLE)}. Write it anew, as .mp4."
+            )
+        about = self.path.stat()
+        try:
+            times = _frame_times(self.path, about.st_size, about.st_mtime_ns)
+        except ValueError as error:
+            raise ValueError(f"Cannot read {self.path}: {error}") from error
+        stop = start + (count or 1)
+        if len(times) < stop:
+            raise ValueError(
+                f"{self.path} has {len(times)} frames; frames {start} to {stop - 1} were asked for."
+                " Is it the whole file?"
+            )
+        self._start = start
+        self._times = times[start:] if count is None else times[start:stop]
+        # A header's rate gives times that may be wrong by a tick of the file's clock.
+        self._slack = float(np.diff(times).min()) / 4 if len(times) > 1 else 0.0
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def __repr__(self) -> str:
+        return f"VideoFrames({str(self.path)!r}, start={self._start}, count={len(self)})"
+
+    def __getitem__(self, indices: Sequence[int], /) -> NDArray[np.uint8]:
+        """Return the frames at `indices`, in that order: (n, H, W, 3) uint8 RGB, n >= 1.
+
+        Raises:
+            IndexError: no index, or one that is not in [0, len).
+            ValueError: the file turns out to be broken.
+        """
+        wanted = [int(index) for index in indices]
+        if not wanted or min(wanted) < 0 or max(wanted) >= len(self):
+            raise IndexError(f"indices must be in [0, {len(self)}), at least one; got {wanted}.")
+        try:
+            frames = dict(zip(sorted(set(wanted)), self._read(wanted), strict=True))
+            return _stack([frames[index] for index in wanted])
+        except ValueError as error:
+            raise ValueError(f"Cannot read {self.path}: {error}") from error
+
+    def _read(self, wanted: list[int]) -> Iterator[Frame]:
+        """Yield the frames at `wanted`, each once, oldest first."""
+        times = self._times[sorted(set(wanted))]
+        with _opened(self.path) as (container, stream):
+            pictures = _pictures_from(container, stream, times[0] + self._slack)
+            for time in times:
+                reached = (picture for picture in pictures if picture.pts >= time - self._slack)
+                picture = next(reached, None)
+                if picture is None:
+                    raise ValueError("it is cut off: it ends before the last frame asked for.")
+                if picture.pts > time + self._slack:
+                    raise ValueError("a frame is missing in it. Copy it again, or write it anew.")
+                yield _rgb(picture)
 
 
 def read_video(path: str | os.PathLike[str], *, frame_size: int | None = None) -> Video:
@@ -166,32 +259,87 @@ def write_video(
 
 
 def _decode(path: Path, frame_size: int | None) -> Video:
+    with _opened(path) as (container, stream):
+        pictures = _sound(container.decode(stream))
+        frames = [shrink(_rgb(picture), frame_size) for picture in pictures]
+        rate = stream.average_rate
+    if not frames:
+        raise ValueError("it is empty: it has no frame.")
+    return Video(_stack(frames), float(rate) if rate else None)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a file: its container and its video stream.
+
+    The stream keeps PyAV's default way to decode, although thread_type "FRAME" would be faster: it
+    hides that a file is cut off.
+    """
     av = _import_av("Reading")
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError("it has no pictures: it is cut off, or holds only sound.")
-            stream = container.streams.video[0]
-            # Not thread_type "FRAME", although faster: it hides that a file is cut off.
-            frames = [shrink(frame, frame_size) for frame in _pictures(container.decode(stream))]
-            rate = stream.average_rate
+            yield container, container.streams.video[0]
     except av.FFmpegError as error:
         raise ValueError(
             f"it is empty, broken or cut off ({error.strerror}). Does it play? Copy it again."
         ) from error
-    if not frames:
-        raise ValueError("it is empty: it has no frame.")
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise ValueError("its frames change size. Write it again with one size.")
-    return Video(np.stack(frames), float(rate) if rate else None)
 
 
-def _pictures(decoded: Iterator[Any]) -> Iterator[Frame]:
-    for picture in decoded:
+@lru_cache(maxsize=1024)
+def _frame_times(path: Path, size: int, modified: int) -> NDArray[np.float64]:
+    """When each frame of a file is shown, in ticks of its clock, ascending.
+
+    `size` and `modified` are there for the cache: a file that was replaced is opened again.
+    """
+    with _opened(path) as (container, stream):
+        if stream.frames and stream.base_rate and stream.duration and stream.start_time is not None:
+            ticks = float(1 / (stream.base_rate * stream.time_base))
+            if abs(stream.duration / ticks - stream.frames) < 0.5:  # none missing, none too long
+                return np.arange(stream.frames) * ticks + float(stream.start_time)
+        # Without decoding, but the whole file.
+        packets = [packet for packet in container.demux(stream) if packet.size]
+    times = [packet.pts for packet in packets if not packet.is_discard]
+    if None in times:
+        raise ValueError("its frames do not say when they are shown. Write it anew, as .mp4.")
+    return np.sort(np.array(times, float))
+
+
+def _pictures_from(container: Any, stream: Any, time: float) -> Iterator[Any]:
+    """Yield pictures in their order from a key frame on that is not later than `time`."""
+    # A seek finds key frames by when they are decoded, which may be before earlier frames are.
+    second = round(1 / stream.time_base)
+    for back in (0, second, 10 * second, None):
+        beginning = stream.start_time or 0
+        target = beginning if back is None else max(beginning, math.floor(time) - back)
+        container.seek(target, stream=stream)
+        pictures = _sound(container.decode(stream))
+        first = next(pictures, None)
+        if first is not None and first.pts <= time:
+            break
+    if first is not None:
+        yield first
+        yield from pictures
+
+
+def _sound(pictures: Iterator[Any]) -> Iterator[Any]:
+    """Refuse pictures that are damaged."""
+    for picture in pictures:
         if picture.is_corrupt:
             raise ValueError("it is broken: parts of it are lost. Copy it again.")
-        # A phone held upright films lying frames and notes a quarter turn.
-        yield np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
+        yield picture
+
+
+def _rgb(picture: Any) -> Frame:
+    # A phone held upright films lying frames and notes a quarter turn.
+    return np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
+
+
+def _stack(frames: list[Frame]) -> NDArray[np.uint8]:
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise ValueError("its frames change size. Write it again with one size.")
+    return np.stack(frames)
 
 
 def _read_arrays(path: Path, frame_size: int | None) -> Video:
