@@ -138,7 +138,7 @@ def test_a_ragged_batch_is_padded_on_the_right(processor, folder):
         length = alone.input_ids.shape[1]
         assert torch.equal(ours.input_ids[row, :length], alone.input_ids[0])
         assert torch.equal(ours.position_ids[:, row, :length], alone.position_ids[:, 0])
-        assert torch.equal(ours.answers_at[row], alone.answers_at[0])
+        assert torch.equal(ours.progress_at[row], alone.progress_at[0])
 
 
 @pytest.mark.parametrize("smooth", [False, True], ids=["noise", "smooth"])
@@ -269,16 +269,16 @@ def test_answers_are_read_at_the_progress_tokens(processor):
     """A score read one column off belongs to a picture or to the next one's caption."""
     clips = [clip(length, 64, 64 + 32 * length, TASKS[length]) for length in (1, 5, 12)]
     ours = processor.encode(clips)
-    assert [at.tolist() for at in ours.answers_at] == columns(ours, processor, "<|prog_token|>")
-    assert [len(at) for at in ours.answers_at] == [1, 5, 12]
-    assert {at.dtype for at in ours.answers_at} == {torch.int64}
+    assert [at.tolist() for at in ours.progress_at] == columns(ours, processor, "<|prog_token|>")
+    assert [len(at) for at in ours.progress_at] == [1, 5, 12]
+    assert {at.dtype for at in ours.progress_at} == {torch.int64}
 
 
 def test_preferences_are_read_at_the_preference_token(processor):
     """The wrong column holds a progress estimate, which would pass for a preference."""
     ours = processor.encode_preference([(clip(1), clip(7)), (clip(3, 96), clip(3))])
-    assert [at.tolist() for at in ours.answers_at] == columns(ours, processor, "<|pref_token|>")
-    assert [len(at) for at in ours.answers_at] == [1, 1]
+    assert [at.tolist() for at in ours.preference_at] == columns(ours, processor, "<|pref_token|>")
+    assert [len(at) for at in ours.preference_at] == [1, 1]
 
 
 def test_the_added_tokens_have_their_trained_ids(processor, folder):
@@ -347,4 +347,4 @@ def test_no_task_changes_the_number_of_answers(processor):
     """One score too many, and each score is paid for another frame."""
     ours = processor.encode([clip(length=3, task=task) for task in TASKS])
     counts = [len(at) for at in columns(ours, processor, "<|prog_token|>")]
-    assert counts == [len(at) for at in ours.answers_at] == [3] * len(TASKS)
+    assert counts == [len(at) for at in ours.progress_at] == [3] * len(TASKS)

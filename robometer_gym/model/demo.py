@@ -1,18 +1,18 @@
-"""The checkpoint behind reward_model="demo", and small random ones for tests.
+"""The small architecture: the checkpoint behind reward_model="demo", and random ones for tests.
 
-For now the demo checkpoint is random too: everything runs on a laptop, and its numbers mean
-nothing. Knows nothing of environments.
+How the demo checkpoint was trained is in examples/train_demo_checkpoint.py. Knows nothing of
+environments.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from robometer_gym.model.config import Format, RobometerConfig
@@ -22,10 +22,6 @@ from robometer_gym.model.predictor import RobometerRewardModel
 from robometer_gym.model.processor import RobometerProcessor
 
 __all__ = ["byte_tokenizer", "demo_checkpoint", "demo_config", "make_random_checkpoint"]
-
-logger = logging.getLogger(__name__)
-
-_VERSION = "random-1"
 
 _CONTROL_TOKENS = (
     "<|endoftext|>",
@@ -39,21 +35,8 @@ _CONTROL_TOKENS = (
 
 
 def demo_checkpoint() -> Path:
-    """Return the folder of the demo checkpoint; it is made in the user's cache when missing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robometer-gym"
-    folder = cache / f"demo-{_VERSION}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        # Built aside and moved: another process may be doing the same.
-        with tempfile.TemporaryDirectory(dir=cache) as aside:
-            made = make_random_checkpoint(Path(aside) / "demo")
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-    logger.warning("The demo checkpoint is random: its numbers mean nothing.")
-    return folder
+    """Return the folder of the demo checkpoint, which comes with the package."""
+    return Path(str(files("robometer_gym") / "assets" / "demo"))
 
 
 def make_random_checkpoint(
@@ -146,17 +129,27 @@ def random_model(config: RobometerConfig, seed: int) -> RobometerModel:
     return model
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer(texts: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Return a tokenizer whose tokens are bytes, with Qwen's control tokens.
+
+    Args:
+        texts: each becomes one token more, which makes prompts shorter.
 
     Example:
         >>> len(byte_tokenizer())
         263
+        >>> byte_tokenizer(["open the"]).tokenize("open the door")
+        ['openĠthe', 'Ġ', 'd', 'o', 'o', 'r']
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if texts:
+        trainer = trainers.BpeTrainer(
+            vocab_size=2**16, min_frequency=1, initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in _CONTROL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"

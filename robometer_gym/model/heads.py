@@ -48,14 +48,15 @@ class PredictionHead(nn.Sequential):
             (..., outputs) float32.
         """
         x = hidden.float()
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                x = functional.linear(x, layer.weight.float(), layer.bias.float())
-            elif isinstance(layer, nn.LayerNorm):
-                weight, bias = layer.weight.float(), layer.bias.float()
-                x = functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
-            else:
-                x = layer(x)
+        with torch.autocast(x.device.type, enabled=False):  # training runs the rest in bfloat16
+            for layer in self:
+                if isinstance(layer, nn.Linear):
+                    x = functional.linear(x, layer.weight.float(), layer.bias.float())
+                elif isinstance(layer, nn.LayerNorm):
+                    weight, bias = layer.weight.float(), layer.bias.float()
+                    x = functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+                else:
+                    x = layer(x)
         return x
 
 

@@ -6,7 +6,7 @@ Knows nothing of files, of frames or of text: it is given an `Encoded` batch.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,27 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 from robometer_gym.model.config import RobometerConfig
 from robometer_gym.model.heads import PredictionHead
 from robometer_gym.model.processor import Encoded
+from robometer_gym.model.vision import encode_images
 
-__all__ = ["RobometerModel", "empty_model"]
+__all__ = ["Logits", "RobometerModel", "empty_model"]
+
+
+class Logits(NamedTuple):
+    """What the heads say of a batch, sample after sample, all float32.
+
+    Attributes:
+        progress: (N, K), per picture, over the bins.
+        success: (N,), per picture.
+        preference: (M,), per preference question: above 0, A is the better.
+    """
+
+    progress: Tensor
+    success: Tensor
+    preference: Tensor
 
 
 class RobometerModel(nn.Module):
-    """Reads a conversation and answers at some of its tokens.
+    """Reads conversations and answers at some of their tokens.
 
     The hidden state is the one after the language model's final norm. (The last of all hidden
     states of Qwen3VLForConditionalGeneration is another in transformers 4.57.)
@@ -44,23 +59,44 @@ class RobometerModel(nn.Module):
         self.preference_head = PredictionHead(hidden_size, 1)
         self.success_head = PredictionHead(hidden_size, 1)
 
-    def hidden_states(self, batch: Encoded) -> list[Tensor]:
-        """Return, per sample of the batch, the hidden states where it is to be answered.
+    def forward(self, batch: Encoded) -> Logits:
+        """Answer every question of a batch."""
+        hidden = self._hidden_states(batch)
+        progress = _gather(hidden, batch.progress_at)
+        preference = _gather(hidden, batch.preference_at)
+        return Logits(
+            self.progress_head(progress),
+            self.success_head(progress)[:, 0],
+            self.preference_head(preference)[:, 0],
+        )
 
-        Returns:
-            B tensors of shape (A, D) in the backbone's dtype, A being the sample's answers.
-        """
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep less memory in training, and compute the activations of each layer twice."""
+        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _hidden_states(self, batch: Encoded) -> Tensor:
+        """Return (B, L, D), in the backbone's dtype."""
         device = self.backbone.device
-        # Positions are given, so transformers does not need mm_token_type_ids (5.x wants them).
-        hidden = self.backbone(
-            input_ids=batch.input_ids.to(device),
+        grids = [(high, wide) for _, high, wide in batch.image_grid_thw.tolist()]
+        pictures = encode_images(self.backbone, batch.pixel_values.to(device), grids)
+        ids = batch.input_ids.to(device)
+        of_picture = ids == self.backbone.config.image_token_id
+        embeddings = self.backbone.get_input_embeddings()(ids)
+        embeddings = embeddings.masked_scatter(of_picture[..., None], pictures.embeddings)
+        hidden: Tensor = self.backbone.language_model(
+            inputs_embeds=embeddings,
             attention_mask=batch.attention_mask.to(device),
             position_ids=batch.position_ids.to(device),
-            pixel_values=batch.pixel_values.to(device),
-            image_grid_thw=batch.image_grid_thw.to(device),
+            visual_pos_masks=of_picture,
+            deepstack_visual_embeds=list(pictures.deepstack),
             use_cache=False,
         ).last_hidden_state
-        return [hidden[row, at.to(device)] for row, at in enumerate(batch.answers_at)]
+        return hidden
+
+
+def _gather(hidden: Tensor, columns: list[Tensor]) -> Tensor:
+    """Return the states of (B, L, D) at each row's columns, one row after the other."""
+    return torch.cat([hidden[row, at.to(hidden.device)] for row, at in enumerate(columns)])
 
 
 def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> RobometerModel:

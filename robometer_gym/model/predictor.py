@@ -142,13 +142,10 @@ class RobometerRewardModel:
         self._check_process()
         predictions = []
         for batch in self._batches(clips):
-            hidden = self.model.hidden_states(batch)
-            counts = [len(each) for each in hidden]
-            together = torch.cat(hidden)
-            progress = decode_progress(self.model.progress_head(together))
-            success = self.model.success_head(together)[:, 0].sigmoid()
-            values = torch.stack([progress, success]).cpu().split(counts, dim=1)
-            predictions += [Prediction(*each.numpy()) for each in values]
+            logits = self.model(batch)
+            counts = [len(each) for each in batch.progress_at]
+            values = torch.stack([decode_progress(logits.progress), logits.success.sigmoid()])
+            predictions += [Prediction(*each.numpy()) for each in values.cpu().split(counts, dim=1)]
         return predictions
 
     @torch.inference_mode()
@@ -172,8 +169,7 @@ class RobometerRewardModel:
                 f"prefer compares two attempts at one task, got {a.task!r} and {b.task!r}."
             )
         batch = self.processor.encode_preference([(a, b), (b, a)])
-        hidden = torch.cat(self.model.hidden_states(batch))
-        a_first, b_first = self.model.preference_head(hidden)[:, 0].sigmoid().tolist()
+        a_first, b_first = self.model(batch).preference.sigmoid().tolist()
         return float(a_first + (1.0 - b_first)) / 2.0
 
     def compute_reward(

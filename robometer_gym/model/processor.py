@@ -43,6 +43,20 @@ _PREFERENCE_ASKS_PROGRESS = (
     "progress."
 )
 
+_USER, _FIRST, _SECOND = "user\n", "This is Trajectory A. ", "This is Trajectory B. "
+_ASK_PREFERENCE = "Now predict the preference between the two trajectories."
+
+PHRASES = (
+    _USER,
+    *_PROGRESS_PROMPT.split("{task}"),
+    *_PREFERENCE_PROMPT.split("{task}"),
+    _PREFERENCE_ASKS_PROGRESS,
+    _FIRST,
+    _SECOND,
+    _ASK_PREFERENCE,
+)
+"""All that a model is ever told in words, but the tasks and the numbers of the pictures."""
+
 _TOKENIZER_FILE = "tokenizer.json"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -55,14 +69,17 @@ class Sample(NamedTuple):
         positions: (3, L) int64: time, height and width of each token.
         patches: (P, 1536) float32, of all pictures.
         grids: per picture, (h, w) in patches.
-        answers: (A,) int64, the columns of `ids` that the heads read.
+        progress_at: (T,) int64, the columns of `ids` at which progress and success are read: one
+            per picture.
+        preference_at: (0,) or (1,) int64, the column at which the preference is read.
     """
 
     ids: Tensor
     positions: Tensor
     patches: Tensor
     grids: list[tuple[int, int]]
-    answers: Tensor
+    progress_at: Tensor
+    preference_at: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +92,9 @@ class Encoded:
         position_ids: (3, B, L) int64: time, height and width of each token.
         pixel_values: (P, 1536) float32, the patches of all pictures of all samples.
         image_grid_thw: (N, 3) int64, per picture 1 and its height and width in patches.
-        answers_at: per sample, the columns of `input_ids` that the heads read, int64.
+        progress_at: per sample, the columns of `input_ids` at which progress and success are read,
+            (T,) int64: one per picture, those of A before those of B.
+        preference_at: per sample, the column at which the preference is read, (0,) or (1,) int64.
     """
 
     input_ids: Tensor
@@ -83,7 +102,8 @@ class Encoded:
     position_ids: Tensor
     pixel_values: Tensor
     image_grid_thw: Tensor
-    answers_at: list[Tensor]
+    progress_at: list[Tensor]
+    preference_at: list[Tensor]
 
 
 class RobometerProcessor:
@@ -100,7 +120,7 @@ class RobometerProcessor:
         >>> processor = RobometerProcessor(byte_tokenizer(), ImageSettings())
         >>> clip = Clip(np.zeros((2, 64, 64, 3), np.uint8), "open the drawer")
         >>> encoded = processor.encode([clip])
-        >>> tuple(encoded.pixel_values.shape), len(encoded.answers_at[0])
+        >>> tuple(encoded.pixel_values.shape), len(encoded.progress_at[0])
         ((32, 1536), 2)
     """
 
@@ -154,37 +174,41 @@ class RobometerProcessor:
         (Path(path) / _IMAGE_FILES[0]).write_text(settings + "\n")
 
     def encode(self, clips: Sequence[Clip]) -> Encoded:
-        """Encode progress questions: one answer per frame.
+        """Encode progress questions, one per clip.
 
         Args:
             clips: B >= 1 clips; lengths, sizes and tasks may differ.
         """
-        return collate([self.progress_sample(clip) for clip in clips], self._pad)
+        return self.collate([self.progress_sample(clip) for clip in clips])
 
     def encode_preference(self, pairs: Sequence[tuple[Clip, Clip]]) -> Encoded:
         """Encode preference questions, "is A better than B at A's task?": one answer per pair."""
-        return collate([self.preference_sample(a, b) for a, b in pairs], self._pad)
+        return self.collate([self.preference_sample(a, b) for a, b in pairs])
 
     def progress_sample(self, clip: Clip) -> Sample:
         """Encode one progress question."""
-        return self._sample([_PROGRESS_PROMPT.replace("{task}", clip.task), clip], self._prog)
+        return self._sample([_PROGRESS_PROMPT.replace("{task}", clip.task), clip])
 
     def preference_sample(self, a: Clip, b: Clip) -> Sample:
         """Encode one preference question; the task is that of `a`."""
         prompt = _PREFERENCE_PROMPT.replace("{task}", a.task)
         parts: list[str | Clip] = [
             prompt + (_PREFERENCE_ASKS_PROGRESS if self.preference_asks_progress else ""),
-            "This is Trajectory A. ",
+            _FIRST,
             a,
             "<|split_token|>",
-            "This is Trajectory B. ",
+            _SECOND,
             b,
-            "Now predict the preference between the two trajectories.<|pref_token|>",
+            f"{_ASK_PREFERENCE}<|pref_token|>",
         ]
-        return self._sample(parts, self._pref)
+        return self._sample(parts)
 
-    def _sample(self, parts: Sequence[str | Clip], answer_token: int) -> Sample:
-        text, patches, grids = ["<|im_start|>user\n"], [], []
+    def collate(self, samples: Sequence[Sample]) -> Encoded:
+        """Pad samples on the right to one length. Attention is causal, so padding is never seen."""
+        return _collate(samples, self._pad)
+
+    def _sample(self, parts: Sequence[str | Clip]) -> Sample:
+        text, patches, grids = [f"<|im_start|>{_USER}"], [], []
         for part in parts:
             if isinstance(part, str):
                 text.append(part)
@@ -205,12 +229,12 @@ class RobometerProcessor:
             positions=_positions(ids == self._image, merged),
             patches=torch.cat(patches),
             grids=grids,
-            answers=(ids == answer_token).nonzero()[:, 0],
+            progress_at=(ids == self._prog).nonzero()[:, 0],
+            preference_at=(ids == self._pref).nonzero()[:, 0],
         )
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> Encoded:
-    """Pad samples on the right to one length. Attention is causal, so padding is never seen."""
+def _collate(samples: Sequence[Sample], pad_id: int) -> Encoded:
     length = max(len(sample.ids) for sample in samples)
     input_ids = torch.full((len(samples), length), pad_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -226,7 +250,8 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Encoded:
         position_ids=position_ids,
         pixel_values=torch.cat([sample.patches for sample in samples]),
         image_grid_thw=image_grids([grid for sample in samples for grid in sample.grids]),
-        answers_at=[sample.answers for sample in samples],
+        progress_at=[sample.progress_at for sample in samples],
+        preference_at=[sample.preference_at for sample in samples],
     )
 
 
