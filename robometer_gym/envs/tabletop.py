@@ -46,10 +46,9 @@ class _Episode:
     rng: np.random.Generator  # the expert's own
     scene: Frame | None = None  # table and blocks, drawn when first needed
 
-    @property
-    def offset(self) -> NDArray[np.float64]:
-        """(2,) from the gripper to the named block."""
-        offset: NDArray[np.float64] = self.blocks[TASKS.index(self.task)] - self.gripper
+    def offset_to(self, task: str) -> NDArray[np.float64]:
+        """(2,) from the gripper to the block that a task names."""
+        offset: NDArray[np.float64] = self.blocks[TASKS.index(task)] - self.gripper
         return offset
 
 
@@ -145,7 +144,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         before = now.gripper
         now.gripper = np.clip(before + SPEED * velocity, -1.0, 1.0)
         still = np.linalg.norm(now.gripper - before) <= STILL
-        success = bool(still and np.linalg.norm(now.offset) <= REACH)
+        success = bool(still and self.distance <= REACH)
         return self._observation(), float(success), success, False, {"is_success": success}
 
     def render(self) -> Frame | None:
@@ -161,7 +160,17 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             now.scene = draw_table(dict(zip(COLOURS, now.blocks, strict=True)))
         return draw_gripper(now.scene, now.gripper)
 
-    def expert_action(self, noise: float = 0.0) -> NDArray[np.float32]:
+    @property
+    def distance(self) -> float:
+        """How far the gripper is from the named block, in table units.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+        """
+        now = self._running("distance")
+        return float(np.linalg.norm(now.offset_to(now.task)))
+
+    def expert_action(self, noise: float = 0.0, task: str | None = None) -> NDArray[np.float32]:
         """What a scripted expert does now: go straight to the named block, slow down, rest on it.
 
         Measured over 3000 episodes of each layout, it always succeeds: after 39.9 steps on average
@@ -170,6 +179,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         Args:
             noise: standard deviation of the Gaussian noise added to each number, >= 0. It is drawn
                 from a generator of the episode's own: the env's random state is untouched.
+            task: another one than the episode's, for an expert who has misheard.
 
         Returns:
             (2,) float32 in [-1, 1].
@@ -177,11 +187,12 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         Raises:
             ResetNeeded: no episode has begun.
             TypeError: noise is not a number.
-            ValueError: noise is negative or not finite.
+            ValueError: noise is negative or not finite, or the task is unknown.
         """
         now = self._running("expert_action")
         _check_noise(noise)
-        action = now.offset / max(float(np.linalg.norm(now.offset)), SPEED / SLOWING)
+        offset = now.offset_to(_check_task(task) or now.task)
+        action = offset / max(float(np.linalg.norm(offset)), SPEED / SLOWING)
         if noise:
             action = action + now.rng.normal(0.0, noise, 2)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
