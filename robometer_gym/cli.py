@@ -1,4 +1,4 @@
-"""The command robometer-gym: score a video, or see everything work in a demo.
+"""The command robometer-gym: score a video, train on episodes, or see everything work in a demo.
 
 Reads arguments, prints tables and says where files are; the work is done elsewhere. Nothing
 imports this module. Also: python -m robometer_gym.cli.
@@ -7,19 +7,23 @@ imports this module. Also: python -m robometer_gym.cli.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gymnasium.error import DependencyNotInstalled
 
 import robometer_gym
 from robometer_gym import loading
-from robometer_gym.evaluation import Scores, plot_scores, read_video, score_video
-from robometer_gym.evaluation.demo import DEMO_NOTE, Episode, run_demo, save_demo
+from robometer_gym.data import Episode, read_episodes, read_lerobot, read_video
+from robometer_gym.data.episodes import OUTCOMES
+from robometer_gym.evaluation import Scores, plot_losses, plot_scores, score_video
+from robometer_gym.evaluation.demo import DemoEpisode, run_demo, save_demo
 from robometer_gym.reward_model import RewardModelError, check_task
 from robometer_gym.settings import RewardSettings
 
@@ -84,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=robometer_gym.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_score(commands)
+    _add_train(commands)
     _add_demo(commands)
     return parser
 
@@ -97,18 +102,9 @@ def _add_score(commands: Any) -> None:
     )
     parser.add_argument("video", type=Path, help="mp4, mov, avi, mkv, webm, gif, npy or npz")
     parser.add_argument("--task", required=True, help="what the robot should do, in words")
-    parser.add_argument(
-        "--model",
-        default=loading.DEFAULT_REWARD_MODEL,
-        help="hub id, folder, or 'demo' (default: %(default)s)",
-    )
+    _add_model(parser)
     _add_score_frames(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument(
-        "--processor",
-        help="hub id or folder of tokenizer and image settings (default: the checkpoint's own, "
-        "or those of its base model)",
-    )
     _add_common(parser, Path("outputs/score"), _score)
 
 
@@ -127,6 +123,23 @@ def _add_score_frames(parser: argparse.ArgumentParser) -> None:
         help="score each frame from at most N frames up to it, as the reward wrapper does online; "
         "for long videos (default: show the model all frames at once)",
     )
+    _add_frame_size(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default=loading.DEFAULT_REWARD_MODEL,
+        help="hub id, folder, or 'demo' (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--processor",
+        help="hub id or folder of tokenizer and image settings (default: the checkpoint's own, "
+        "or those of its base model)",
+    )
+
+
+def _add_frame_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame-size",
         type=_at_least(0),
@@ -137,12 +150,52 @@ def _add_score_frames(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="fine-tune a checkpoint on your own episodes",
+        description="Fine-tune a checkpoint on a folder of episodes (RecordEpisodes writes them) "
+        "or on a LeRobot dataset. Writes a folder that every reward_model= takes, and a picture of "
+        "the losses. For several GPUs: accelerate launch -m robometer_gym.cli train ...",
+        epilog="example: robometer-gym train --data rollouts --out outputs/mine",
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="episodes.jsonl, or LeRobot v3"
+    )
+    parser.add_argument("--camera", help="of a LeRobot dataset (default: the only one)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out what cannot be read, and count it"
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--steps", type=_at_least(1), default=1000, help="of the optimiser (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_at_least(1),
+        default=8,
+        help="questions per step and GPU (default: %(default)s)",
+    )
+    parser.add_argument("--learning-rate", type=float, default=2e-5, help="(default: %(default)s)")
+    parser.add_argument(
+        "--full", action="store_true", help="train the language model whole, not with LoRA"
+    )
+    parser.add_argument("--train-vision", action="store_true", help="train the vision tower too")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in --out"
+    )
+    parser.add_argument("--seed", type=_at_least(0), default=42, help="(default: %(default)s)")
+    _add_frame_size(parser)
+    _add_common(parser, Path("outputs/train"), _train)
+
+
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="watch the reward wrapper at work: no GPU, no download",
-        description="Let an expert and a random policy act in the built-in environment, paid by "
-        "the demo reward model: print a table, write videos, a picture and a JSON file.",
+        description="Let an expert, a random policy, and an expert who follows another instruction "
+        "act in the built-in environment, paid by the demo reward model: print a table, write "
+        "videos, a picture and a JSON file.",
         epilog="example: robometer-gym demo --seed 1 --episodes 3",
     )
     parser.add_argument(
@@ -155,8 +208,6 @@ def _add_demo(commands: Any) -> None:
         help="of each policy; picture and videos show the first (default: %(default)s)",
     )
     _add_common(parser, Path("outputs/demo"), _demo)
-    # The loader warns that the checkpoint is random; the demo says it beside the numbers.
-    parser.set_defaults(log_level=logging.ERROR)
 
 
 def _add_common(
@@ -190,6 +241,10 @@ def _score(arguments: argparse.Namespace) -> None:
             "--window 8 shows it 8 at a time, a lower --fps fewer in all.",
             len(video.sample(fps)),
         )
+    if arguments.model == "demo":
+        logging.getLogger("robometer_gym").warning(
+            "The demo checkpoint knows nothing but the built-in environment."
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = loading.load_reward_model(
         arguments.model, device=arguments.device, processor=arguments.processor
@@ -204,6 +259,45 @@ def _score(arguments: argparse.Namespace) -> None:
     scores.save_json(files[0])
     plot_scores(scores, video.frames[scores.frame_indices], files[1])
     _print_files(files)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    episodes = _read_training_data(arguments)
+    counted = Counter(episode.outcome for episode in episodes)
+    print(
+        f"{len(episodes)} episodes of {len({episode.task for episode in episodes})} tasks: "
+        + ", ".join(f"{counted[outcome]} {outcome}" for outcome in OUTCOMES)
+    )
+    try:
+        from robometer_gym.training import LORA, train  # torch takes seconds to come
+    except ImportError as error:
+        raise DependencyNotInstalled(str(error)) from error
+    train(
+        arguments.model,
+        episodes,
+        arguments.out,
+        processor=arguments.processor,
+        lora=None if arguments.full else LORA,
+        train_vision=arguments.train_vision,
+        resume=arguments.resume,
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
+    logged = json.loads((arguments.out / "losses.json").read_text())
+    plot_losses(logged, arguments.out / "losses.png")
+    _print_files([arguments.out, arguments.out / "losses.png"])
+    print(f"\nUse it: reward_model={str(arguments.out)!r}, or --model {arguments.out}")
+
+
+def _read_training_data(arguments: argparse.Namespace) -> list[Episode]:
+    bad: Literal["raise", "skip"] = "skip" if arguments.skip_bad else "raise"
+    if (arguments.data / "meta" / "info.json").is_file():
+        episodes = read_lerobot(arguments.data, camera=arguments.camera, bad=bad)
+    else:
+        episodes = read_episodes(arguments.data, bad=bad)
+    return [episode.shrink(arguments.frame_size or sys.maxsize) for episode in episodes]
 
 
 def _print_scores(scores: Scores) -> None:
@@ -225,17 +319,20 @@ def _demo(arguments: argparse.Namespace) -> None:
     print(f"{episodes[0].run.scores.task}\n")
     _print_episodes(episodes)
     _print_files(save_demo(arguments.out, episodes))
-    print(f"\n{DEMO_NOTE}")
 
 
-def _print_episodes(episodes: Sequence[Episode]) -> None:
-    row = "{:<8} {:>5} {:>6} {:>8}   {:<16} {:>9} {:>13}"
-    print(row.format("policy", "seed", "steps", "return", "progress", "detected", "true success"))
+def _print_episodes(episodes: Sequence[DemoEpisode]) -> None:
+    row = "{:<17} {:>5} {:>6} {:>8} {:>15} {:>9} {:>13}"
+    print(
+        row.format(
+            "policy", "seed", "steps", "return", "final progress", "detected", "true success"
+        )
+    )
     for episode in episodes:
-        run, progress = episode.run, episode.run.scores.progress
+        run = episode.run
         marks = ("no" if at is None else f"step {at}" for at in (run.detected, run.true_success))
-        change = f"{progress[0]:.3f} -> {progress[-1]:.3f}"
-        print(row.format(run.name, episode.seed, run.steps, f"{episode.paid:+.3f}", change, *marks))
+        final = f"{run.scores.progress[-1]:.3f}"
+        print(row.format(run.name, episode.seed, run.steps, f"{episode.paid:+.3f}", final, *marks))
 
 
 def _print_files(files: Sequence[Path]) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import robometer_gym
-from robometer_gym import cli, loading
-from robometer_gym.evaluation.video import read_video, write_video
+from robometer_gym import RobometerRewardModel, cli, loading
+from robometer_gym.data import EpisodeWriter, read_video, write_video
+from robometer_gym.envs.attempts import Kind, make_attempt
 from robometer_gym.reward_model import CheckpointError
 from robometer_gym.testing import ScriptedRewardModel
 
@@ -247,42 +248,42 @@ def test_python_m_works(tmp_path):
 # --- demo ---
 
 
-def test_demo_shows_both_policies(tmp_path, model, capsys):
+def test_demo_shows_who_does_well(tmp_path, model, capsys):
     """The first thing a newcomer runs would not tell an expert from chance."""
     model._scripts = {"progress": lambda clip: len(clip) / 8, "success": 0.9}
     assert cli.main(["demo", "--out", str(tmp_path), "--episodes", "2", "--seed", "3"]) == 0
     printed = capsys.readouterr().out
-    rows = [line.split() for line in printed.splitlines() if line[:6] in ("expert", "random")]
-    assert [row[:2] for row in rows] == [
-        ["expert", "3"],
-        ["expert", "4"],
-        ["random", "3"],
-        ["random", "4"],
-    ]
-    for name, _, steps, *_, word, true in rows:
+    names = ("expert", "random", "wrong instruction")
+    lines = [line for line in printed.splitlines() if line.startswith(names)]
+    assert [line[:17].strip() for line in lines] == [name for name in names for _ in range(2)]
+    assert [line[17:].split()[0] for line in lines] == ["3", "4"] * 3
+    for line in lines:
+        _, steps, paid, final, *marks = line[17:].split()
+        assert (paid, final) == ("+0.875", "1.000")
         # Done is what the environment says, not the model, which sees success everywhere.
-        assert (word, true) == (("step", steps) if name == "expert" else (rows[2][-2], "no"))
-        assert int(steps) < 100 or name == "random"
-    assert all(len(line) <= 80 for line in printed.splitlines()[:8])
-    assert printed.count("numbers mean nothing") == 1
+        assert marks == ["step", "5", *(["step", steps] if line.startswith("expert") else ["no"])]
+        assert (int(steps) < 100) == line.startswith("expert")
+    assert all(len(line) <= 80 for line in printed.splitlines()[:9])
     assert model.asked == ["demo"]
 
 
 def test_demo_writes_what_it_says(tmp_path, model, capsys):
-    """The README's picture could not be made, or the videos would be too small to see."""
+    """The README's picture could not be made, or the videos would not show what was predicted."""
     assert cli.main(["demo", "--out", str(tmp_path / "a" / "b")]) == 0
     folder = tmp_path / "a" / "b"
-    names = ["demo.json", "demo.png", "expert.mp4", "random.mp4"]
+    names = ["demo.json", "demo.png", "expert.mp4", "random.mp4", "wrong_instruction.mp4"]
     assert sorted(path.name for path in folder.iterdir()) == names
     printed = capsys.readouterr().out
     assert all(str(folder / name) in printed for name in names)
-    expert, chance = json.loads((folder / "demo.json").read_text())["episodes"]
+    expert, chance, wrong = json.loads((folder / "demo.json").read_text())["episodes"]
     assert expert["true_success_step"] == expert["steps"] < 100
-    assert (chance["true_success_step"], chance["steps"]) == (None, 100)
-    assert expert["return"] == chance["return"] == 0.0, "A constant progress pays nothing."
-    assert chance["predictions"]["frame_indices"] == list(range(0, 101, 5))
+    for other in (chance, wrong):
+        assert (other["true_success_step"], other["steps"]) == (None, 100)
+        assert other["return"] == expert["return"] == 0.0, "A constant progress pays nothing."
+        assert other["predictions"]["frame_indices"] == list(range(0, 101, 5))
     film = read_video(folder / "expert.mp4")
-    assert film.frames.shape == (expert["steps"] + 1, 256, 256, 3)
+    assert len(film.frames) == expert["steps"] + 1 + 20, "The last frame stays for a second."
+    assert film.frames.shape[1] > film.frames.shape[2] == 384, "No room beneath the picture."
     assert film.fps == 20
 
 
@@ -298,16 +299,18 @@ def test_demo_is_the_same_every_time(tmp_path, model, capsys):
 # --- with the real thing ---
 
 
-def test_demo_from_end_to_end(tmp_path, capsys):
+def test_demo_from_end_to_end(tmp_path):
     """`make demo`, the first command of the README, would fail."""
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr()
-    assert printed.out.count("numbers mean nothing") == 1
     episodes = json.loads((tmp_path / "demo.json").read_text())["episodes"]
     for episode in episodes:
         progress = episode["predictions"]["progress"]
         assert episode["return"] == pytest.approx(progress[-1] - progress[0], abs=1e-5)
         assert len(set(progress)) > 3, "The model does not look at the frames."
+    expert, chance, wrong = (episode["predictions"]["progress"][-1] for episode in episodes)
+    assert expert > 0.8
+    assert wrong < 0.2
+    assert chance < 0.6
 
 
 @pytest.mark.parametrize("video", ["berkeley_rpt_stack_cup", "soar_put_green_stick_in_brown_bowl"])
@@ -327,11 +330,40 @@ def test_score_a_real_video_from_end_to_end(tmp_path, capsys, video, more):
     assert "10 of 32 frames, scored by demo" in capsys.readouterr().out
 
 
-def test_the_note_on_the_demo_checkpoint_is_seen(film, tmp_path):
-    """A newcomer would take random numbers for the model's opinion."""
+def test_the_demo_checkpoint_says_what_it_knows(film, tmp_path):
+    """A newcomer would take its guesses about a real video for Robometer's opinion."""
     program = [sys.executable, "-m", "robometer_gym.cli", "score", str(film), "--task", "open"]
     run = subprocess.run(
         [*program, "--model", "demo", "--out", str(tmp_path)], capture_output=True, text=True
     )
     assert run.returncode == 0
-    assert run.stderr.count("numbers mean nothing") == 1
+    assert run.stderr.count("knows nothing but the built-in environment") == 1
+
+
+# --- train ---
+
+
+def test_train_on_recorded_rollouts_from_end_to_end(tmp_path, capsys):
+    """A user's own rollouts could not become a checkpoint of their own."""
+    writer = EpisodeWriter(tmp_path / "rollouts")
+    kinds: list[Kind] = ["expert", "expert", "stops", "wanders"]
+    for seed, kind in enumerate(kinds):
+        writer.write(make_attempt(kind, seed), fps=20)
+    out = tmp_path / "out"
+    arguments = ["train", "--data", str(tmp_path / "rollouts"), "--model", "demo"]
+    few = ["--steps", "10", "--batch-size", "2", "--learning-rate", "1e-4", "--out", str(out)]
+    assert cli.main([*arguments, *few]) == 0
+    printed = capsys.readouterr().out
+    assert "4 episodes of" in printed
+    assert "2 successful, 1 suboptimal, 1 failure" in printed
+    assert f"reward_model='{out}'" in printed
+    assert (out / "losses.png").stat().st_size > 5_000
+    assert RobometerRewardModel.from_pretrained(out).config.progress_bins == 10
+    assert cli.main([*arguments, *few]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_train_says_what_a_folder_should_hold(tmp_path, capsys):
+    """A wrong path would be found out after the model had been downloaded."""
+    assert cli.main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "episodes.jsonl" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
-from robometer_gym.evaluation.plots import Run, plot_episodes, plot_scores
+from robometer_gym.evaluation.plots import Run, plot_episodes, plot_losses, plot_scores
 from robometer_gym.evaluation.scoring import Scores
 
 PROGRESS, SUCCESS, TRUE = (29, 95, 209), (217, 102, 10), (63, 155, 96)
@@ -156,3 +156,29 @@ def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch, tmp_path):
         match=r"^Drawing plots needs matplotlib: pip install 'robometer-gym\[video\]'\.$",
     ):
         plot_scores(some_scores(), magenta(10), tmp_path / "scores.png")
+
+
+def test_losses_are_drawn_with_their_parts(tmp_path):
+    """Which head does not learn could not be seen."""
+    logged = [
+        {
+            "step": step,
+            "loss": 3.0 / step,
+            "progress_loss": 2.0 / step,
+            "success_loss": 0.6 / step,
+            "preference_loss": 0.4 / step,
+        }
+        for step in range(1, 30)
+    ]
+    plot_losses([*logged, {"step": 29, "train_runtime": 1.0}], tmp_path / "losses.png")
+    shown = picture(tmp_path / "losses.png")
+    assert shown.shape[1] == 1200
+    for colour in (PROGRESS, SUCCESS, TRUE):
+        assert pixels(shown, colour).sum() > 300
+    plot_losses([{"step": 1, "loss": 1.0}], tmp_path / "one.png")
+
+
+def test_no_losses_is_said(tmp_path):
+    """A picture without curves would pass for a training that went to 0."""
+    with pytest.raises(ValueError, match="No losses were logged"):
+        plot_losses([{"step": 1, "train_runtime": 1.0}], tmp_path / "losses.png")

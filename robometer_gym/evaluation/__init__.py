@@ -1,26 +1,42 @@
-"""Look at what a reward model says: read a video, score it, draw the scores.
+"""Look at what a reward model says: score frames or a video, draw the scores.
 
     video = read_video("attempt.mp4")
     scores = score_video(model, video, "open the drawer", fps=3)
     plot_scores(scores, video.frames[scores.frame_indices], "attempt.png")
 
-Needs no torch; the model is whatever has `predict`. Video files and pictures need the extra
-"video" (PyAV and matplotlib), which is imported only when it is used.
+Needs no torch; the model is whatever has `predict`. Pictures need the extra "video" (matplotlib),
+which is imported only when it is used.
 """
 
-from robometer_gym.evaluation.plots import Run, plot_episodes, plot_scores
+from robometer_gym.evaluation.metrics import (
+    Detection,
+    confusion_margin,
+    detection,
+    kendall_tau_a,
+    policy_ranking,
+    preference_accuracy,
+    progress_correlation,
+    value_order_correlation,
+)
+from robometer_gym.evaluation.overlay import write_overlay
+from robometer_gym.evaluation.plots import Run, plot_episodes, plot_losses, plot_scores
 from robometer_gym.evaluation.scoring import Scores, score_frames, score_video
-from robometer_gym.evaluation.video import Video, read_video, sample_at_fps, write_video
 
 __all__ = [
+    "Detection",
     "Run",
     "Scores",
-    "Video",
+    "confusion_margin",
+    "detection",
+    "kendall_tau_a",
     "plot_episodes",
+    "plot_losses",
     "plot_scores",
-    "read_video",
-    "sample_at_fps",
+    "policy_ranking",
+    "preference_accuracy",
+    "progress_correlation",
     "score_frames",
     "score_video",
-    "write_video",
+    "value_order_correlation",
+    "write_overlay",
 ]

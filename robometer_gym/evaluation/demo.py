@@ -1,4 +1,4 @@
-"""The demo: an expert and a random policy in the built-in environment, paid by a reward model.
+"""The demo: three policies in the built-in environment, paid by a reward model.
 
 Knows nothing of the command line: it returns the episodes and the files that it wrote. Not
 imported with the rest of the package, because only this module needs an environment.
@@ -16,31 +16,28 @@ import gymnasium as gym
 import numpy as np
 
 from robometer_gym.envs import ENV_ID, TASKS
+from robometer_gym.evaluation.overlay import write_overlay
 from robometer_gym.evaluation.plots import Run, plot_episodes
 from robometer_gym.evaluation.scoring import Scores
-from robometer_gym.evaluation.video import write_video
 from robometer_gym.reward_model import Frame, RewardModel
 from robometer_gym.wrapper import RobometerRewardWrapper
 
-__all__ = ["DEMO_NOTE", "Episode", "roll_out", "run_demo", "save_demo"]
+__all__ = ["DemoEpisode", "roll_out", "run_demo", "save_demo"]
 
-DEMO_NOTE = (
-    "The demo checkpoint is random, so its numbers mean nothing: only the plumbing is shown."
-)
-
-_TASK = TASKS[0]
-_ENLARGED = 4  # videos show every pixel of a 64-pixel frame as 4 x 4, so that a person can see
+_TASK, _OTHER_TASK = TASKS[0], TASKS[2]
 
 Policy = Callable[[gym.Env[Any, Any]], Any]
 
 POLICIES: dict[str, Policy] = {
-    "expert": lambda env: env.unwrapped.expert_action(noise=0.0),  # type: ignore[attr-defined]
+    "expert": lambda env: env.unwrapped.expert_action(),  # type: ignore[attr-defined]
     "random": lambda env: env.action_space.sample(),
+    # Another block is named than the one that the expert goes to.
+    "wrong instruction": lambda env: env.unwrapped.expert_action(task=_OTHER_TASK),  # type: ignore[attr-defined]
 }
 
 
 @dataclass(frozen=True, eq=False)
-class Episode:
+class DemoEpisode:
     """One episode of one policy.
 
     Attributes:
@@ -66,8 +63,8 @@ class Episode:
         }
 
 
-def run_demo(model: RewardModel, *, seed: int = 0, episodes: int = 1) -> list[Episode]:
-    """Roll out each policy, `episodes` times, with the same seeds for both.
+def run_demo(model: RewardModel, *, seed: int = 0, episodes: int = 1) -> list[DemoEpisode]:
+    """Roll out each policy, `episodes` times, with the same seeds for all.
 
     Args:
         model: pays the agent; the policies do not learn.
@@ -75,14 +72,14 @@ def run_demo(model: RewardModel, *, seed: int = 0, episodes: int = 1) -> list[Ep
         episodes: of each policy, >= 1.
 
     Returns:
-        All episodes of the first policy, then those of the second.
+        All episodes of the first policy, then those of the second and the third.
     """
     env = RobometerRewardWrapper(
         gym.make(ENV_ID, task=_TASK, render_mode="rgb_array"),
         task=_TASK,
         reward_model=model,
-        # A random checkpoint may see success anywhere. Episodes end where the environment ends
-        # them, so that the true success can be shown beside the detected one.
+        # Episodes end where the environment ends them, so that the true success can be shown
+        # beside the detected one.
         terminate_on_success=False,
     )
     done = [
@@ -94,7 +91,7 @@ def run_demo(model: RewardModel, *, seed: int = 0, episodes: int = 1) -> list[Ep
     return done
 
 
-def roll_out(env: RobometerRewardWrapper, name: str, policy: Policy, seed: int) -> Episode:
+def roll_out(env: RobometerRewardWrapper, name: str, policy: Policy, seed: int) -> DemoEpisode:
     """Let a policy act for one episode, and keep every frame.
 
     Args:
@@ -119,11 +116,11 @@ def roll_out(env: RobometerRewardWrapper, name: str, policy: Policy, seed: int) 
         true_success=_first(infos, "is_success"),
         detected=_first(infos, "robometer/success"),
     )
-    return Episode(run, seed, paid)
+    return DemoEpisode(run, seed, paid)
 
 
-def save_demo(out: Path, episodes: Sequence[Episode]) -> list[Path]:
-    """Write demo.png, a video of each policy, and demo.json.
+def save_demo(out: Path, episodes: Sequence[DemoEpisode]) -> list[Path]:
+    """Write demo.png, a video of each policy with its scores, and demo.json.
 
     Args:
         out: the folder, which exists; files of these names are overwritten.
@@ -135,18 +132,16 @@ def save_demo(out: Path, episodes: Sequence[Episode]) -> list[Path]:
     files = [out / "demo.json", out / "demo.png"]
     table = {
         "env": ENV_ID,
-        "note": DEMO_NOTE,
         "episodes": [episode.to_dict() for episode in episodes],
     }
     files[0].write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     first: dict[str, Run] = {}
     for episode in episodes:
         first.setdefault(episode.run.name, episode.run)
-    plot_episodes(list(first.values()), files[1], title=_TASK, note=DEMO_NOTE)
+    plot_episodes(list(first.values()), files[1], title=_TASK)
     for name, run in first.items():
-        files.append(out / f"{name}.mp4")
-        large = np.asarray(run.frames).repeat(_ENLARGED, axis=1).repeat(_ENLARGED, axis=2)
-        write_video(files[-1], large, run.scores.fps or 20.0)
+        files.append(out / f"{name.replace(' ', '_')}.mp4")
+        write_overlay(run, files[-1])
     return files
 
 

@@ -1,4 +1,4 @@
-"""Pictures of scores: a film strip, and progress and success beneath it.
+"""Pictures of scores: a film strip, and progress and success beneath it; and of losses.
 
 Knows nothing of models or environments, and touches no global state of matplotlib: every picture
 is a `matplotlib.figure.Figure` of its own, drawn without a display.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Run", "plot_episodes", "plot_scores"]
+__all__ = ["Run", "plot_episodes", "plot_losses", "plot_scores"]
 
 _WIDTH, _DPI = 10.0, 120  # inches; 1200 pixels
 _MARGIN = 0.7  # inches beside a film strip: the width of the curves' labels
@@ -132,20 +132,55 @@ def plot_episodes(
     figure.savefig(path, format="png")
 
 
+def plot_losses(logged: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draw what a training logged as a PNG, 1200 pixels wide: the loss and its three parts.
+
+    Args:
+        logged: entries as in `losses.json`, with "step" and whichever of "loss",
+            "progress_loss", "success_loss" and "preference_loss" were logged then.
+        path: where to; overwritten if it exists.
+
+    Raises:
+        ValueError: nothing was logged.
+        DependencyNotInstalled: matplotlib is missing.
+    """
+    names = ("loss", "progress_loss", "success_loss", "preference_loss")
+    if not any(name in entry for entry in logged for name in names):
+        raise ValueError("No losses were logged: the training was shorter than logging_steps.")
+    figure = _new_figure(figsize=(_WIDTH, 4.0))
+    axes = figure.subplots()
+    for name, colour in zip(names, (_INK, _PROGRESS, _SUCCESS, _TRUE), strict=True):
+        points = [(entry["step"], entry[name]) for entry in logged if name in entry]
+        if points:
+            label = name.replace("_loss", "")
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=2, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss", color=_INK)
+    _style(axes)
+    axes.legend(frameon=False, labelcolor=_INK)
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, format="png")
+
+
 def _layout(strips: Sequence[Sequence[Frame]]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """A figure with a film strip above curves, once per column."""
+    room = _WIDTH / len(strips) - _MARGIN
+    tallest = max(room / len(strip) * strip[0].shape[0] / strip[0].shape[1] for strip in strips)
+    heights = [min(_TALLEST, tallest), _CURVES]
+    figure = _new_figure(figsize=(_WIDTH, sum(heights) + 1.7))
+    axes = figure.subplots(2, len(strips), height_ratios=heights, squeeze=False)
+    return figure, list(zip(axes[0], axes[1], strict=True))
+
+
+def _new_figure(figsize: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DependencyNotInstalled(
             "Drawing plots needs matplotlib: pip install 'robometer-gym[video]'."
         ) from error
-    room = _WIDTH / len(strips) - _MARGIN
-    tallest = max(room / len(strip) * strip[0].shape[0] / strip[0].shape[1] for strip in strips)
-    heights = [min(_TALLEST, tallest), _CURVES]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.7), dpi=_DPI)
-    axes = figure.subplots(2, len(strips), height_ratios=heights, squeeze=False)
-    return figure, list(zip(axes[0], axes[1], strict=True))
+    return Figure(figsize=figsize, dpi=_DPI)
 
 
 def _draw_strip(axes: Axes, frames: Sequence[Frame], labels: Sequence[str]) -> None:
@@ -178,6 +213,10 @@ def _draw_scores(axes: Axes, times: NDArray[Any], scores: Scores, unit: str) -> 
     axes.set_xlabel(unit, color=_INK)
     if len(scores) == 1:
         axes.set_xticks(times)  # or the axis would show thousandths of a frame
+    _style(axes)
+
+
+def _style(axes: Axes) -> None:
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_PALE, labelcolor=_INK)
