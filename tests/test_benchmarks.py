@@ -65,3 +65,30 @@ def test_every_benchmark_says_what_it_measures():
         docstring = path.read_text().split('"""')[1]
         assert "Quantity:" in docstring, path.name
         assert "Hardware:" in docstring, path.name
+
+
+def test_reward_quality_prints_a_table_and_one_line_of_json(capsys):
+    """The table of the demo checkpoint could not be made again."""
+    benchmark("reward_quality").main(["--attempts", "12"])
+    *table, last = capsys.readouterr().out.splitlines()
+    told = json.loads(last)
+    assert told["benchmark"] == "reward_quality"
+    assert set(told["bars"]) < set(told["model"]) == set(told["clock"])
+    assert len(table) == 2 + len(told["model"])
+    missed = {
+        name
+        for name, (sign, bar) in told["bars"].items()
+        if not (told["model"][name] >= bar if sign == ">=" else told["model"][name] <= bar)
+    }
+    assert {line.split("|")[1].strip() for line in table if "**missed**" in line} == missed
+    # What a clock gets for knowing nothing is known: all is in order, and nothing else is right.
+    assert told["clock"]["order"] > 0.98
+    assert told["clock"]["wrong instruction"] > 0.8
+    assert 0.3 < told["clock"]["preference"] < 0.7
+
+
+def test_reward_quality_refuses_too_few_attempts(capsys):
+    """A task without attempts would be a NaN in the table."""
+    with pytest.raises(SystemExit, match="2"):
+        benchmark("reward_quality").main(["--attempts", "3"])
+    assert "--attempts must be >= 12" in capsys.readouterr().err

@@ -102,6 +102,14 @@ def test_a_success_by_hand():
     )
 
 
+def test_where_the_end_is_known_to_the_frame_every_frame_counts():
+    """A simulator's exact word would be thrown away, and "nearly" be taken for "done"."""
+    labels = label_frames(an_episode(11), [0, 4, 5, 9, 10], min_success=1.0)
+    assert listed(labels)[2:] == ([0, 0, 0, 0, 1], [True] * 5)
+    strict = label_frames(an_episode(11), [0, 4, 5, 9, 10], min_success=0.25)
+    assert listed(strict)[2:] == ([0, 0, 0, 0, 1], [True, False, False, False, True])
+
+
 def test_frames_after_the_cutoff_are_successes():
     """A robot that rests after its work would be said to have undone it."""
     labels = label_frames(an_episode(10, cutoff=0.5), [0, 1, 2, 3, 4, 5, 9])

@@ -317,7 +317,9 @@ def test_the_released_success_loss_is_a_plain_mean():
 @pytest.mark.parametrize("weight", [-0.1, math.inf, -math.inf, math.nan])
 def test_a_weight_that_is_none_raises(part, weight):
     """The model would be trained away from the answers, or into NaN."""
-    with pytest.raises(ValueError, match=rf"The weight of {part} must be >= 0, got {weight}"):
+    with pytest.raises(
+        ValueError, match=rf"The weight of {part} must be finite and >= 0, got {weight}"
+    ):
         LossWeights(**{part: weight})
 
 

@@ -522,3 +522,23 @@ class TestGymnasium:
         assert obs.shape == (2, 8)
         assert set(info["task"]) <= set(TASKS)
         assert envs.step(np.zeros((2, 2), np.float32))[-1]["is_success"].tolist() == [False] * 2
+
+
+def test_an_expert_who_has_misheard_goes_to_the_block_of_another_task():
+    """The demo's wrong instruction would show the right one followed, or a random walk."""
+    env = TabletopReachEnv()
+    observation, _ = env.reset(seed=4, options={"task": TASKS[0]})
+    for _ in range(80):
+        observation, *_ = env.step(env.expert_action(task=TASKS[2]))
+    np.testing.assert_allclose(observation[:2], observation[6:8], atol=0.03)
+    with pytest.raises(ValueError, match=r"task must be one of .* got 'juggle'"):
+        env.expert_action(task="juggle")
+
+
+def test_the_offset_leads_to_the_named_block():
+    """What an attempt has covered would be measured to another block."""
+    env = TabletopReachEnv()
+    for task in TASKS:
+        observation, _ = env.reset(seed=5, options={"task": task})
+        block = observation[2 + 2 * TASKS.index(task) :][:2]
+        np.testing.assert_allclose(env.offset, block - observation[:2], atol=1e-6)

@@ -1,5 +1,6 @@
 """What a training changes, what it converges to, and that it can be interrupted."""
 
+import importlib
 import json
 import math
 
@@ -9,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
+import robometer_gym.training
 from robometer_gym import Clip, RobometerRewardModel
 from robometer_gym.data import Episode
 from robometer_gym.model.demo import byte_tokenizer, demo_config, random_model
@@ -292,3 +294,10 @@ def test_progress_and_success_are_asked_of_the_first_clip_alone():
     np.testing.assert_array_equal(targets.progress.reshape(5, 2, 3)[:, 0], of_a)
     assert [len(at) for at in batch["batch"].progress_at] == [6] * 5
     assert [len(at) for at in batch["batch"].preference_at] == [1] * 5
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    """A newcomer would be told of a module "peft", and not what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs accelerate and peft: pip install .*\[train\]"):
+        importlib.reload(robometer_gym.training)

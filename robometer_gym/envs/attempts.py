@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robometer_gym.data.episodes import Episode, Outcome
-from robometer_gym.envs.tabletop import TASKS, TabletopReachEnv
+from robometer_gym.envs.tabletop import REACH, SPEED, TASKS, TabletopReachEnv
 
 __all__ = ["KINDS", "Kind", "make_attempt"]
 
-Kind = Literal["expert", "stops", "wanders", "wrong_block"]
+Kind = Literal["expert", "stops", "wanders", "wrong_block", "misses"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Actions = Iterator[NDArray[np.floating[Any]]]
@@ -28,10 +28,11 @@ def make_attempt(kind: Kind, seed: int, *, rest: int = 0) -> Episode:
     """Let somebody try, and keep every frame.
 
     - "expert" goes to the named block with a hand that shakes more or less, and succeeds.
-    - "stops" sets out like an expert and stops between a fifth and four fifths of the way:
+    - "stops" sets out like an expert and stops on the way, or close by but beside the block:
       suboptimal.
     - "wanders" drifts about at random: a failure.
     - "wrong_block" goes to another block than the one that is named: a failure.
+    - "misses" goes past the named block or beside it, and rests there, nearly on it: suboptimal.
 
     Args:
         kind: of attempt.
@@ -47,7 +48,7 @@ def make_attempt(kind: Kind, seed: int, *, rest: int = 0) -> Episode:
 
     Example:
         >>> make_attempt("stops", seed=3)
-        Episode(39 frames, 'move the gripper to the blue block', suboptimal)
+        Episode(33 frames, 'move the gripper to the blue block', suboptimal)
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}.")
@@ -58,7 +59,7 @@ def make_attempt(kind: Kind, seed: int, *, rest: int = 0) -> Episode:
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     env = TabletopReachEnv(render_mode="rgb_array")
     task = str(env.reset(seed=seed)[1]["task"])
-    first = env.distance
+    first = float(np.linalg.norm(env.offset))
     if kind == "expert":
         frames, done = _roll_out(env, _reach(env, rng), rest)
         assert done is not None, "an expert goes on until it succeeds"
@@ -70,11 +71,12 @@ def make_attempt(kind: Kind, seed: int, *, rest: int = 0) -> Episode:
         return Episode(frames, task, "failure", partial_success=0.0)
     while True:
         env.reset(seed=seed)
-        frames, done = _roll_out(env, _stop(env, rng) if kind == "stops" else _wander(rng))
+        does = {"stops": _stop, "misses": _miss, "wanders": _wander}[kind]
+        frames, done = _roll_out(env, does(env, rng))
         if done is None:
             break  # or it has succeeded by accident, and tries again
-    covered = max(0.0, 1.0 - env.distance / first)
-    outcome: Outcome = "suboptimal" if kind == "stops" else "failure"
+    covered = max(0.0, 1.0 - float(np.linalg.norm(env.offset)) / first)
+    outcome: Outcome = "failure" if kind == "wanders" else "suboptimal"
     return Episode(frames, task, outcome, partial_success=covered)
 
 
@@ -99,18 +101,44 @@ def _roll_out(
 def _reach(env: TabletopReachEnv, rng: np.random.Generator) -> Actions:
     shake = rng.uniform(0.0, 0.6)
     while True:
-        yield env.expert_action(noise=shake if env.distance > _NEAR else 0.0)
+        yield env.expert_action(noise=shake if np.linalg.norm(env.offset) > _NEAR else 0.0)
 
 
 def _stop(env: TabletopReachEnv, rng: np.random.Generator) -> Actions:
-    shake, left = rng.uniform(0.0, 0.6), env.distance * rng.uniform(0.2, 0.8)
-    while env.distance > left:
-        yield env.expert_action(noise=shake)
+    shake, way = rng.uniform(0.0, 0.6), env.offset
+    if rng.random() < 0.5:
+        way *= rng.uniform(0.2, 0.8)
+    else:
+        way += _aside(rng, 1.2, 3.5)
+    yield from _go(env, env.offset - way, shake, rng)
     for _ in range(rng.integers(5, 25)):
         yield rng.normal(0.0, 0.5 * shake, 2)
 
 
-def _wander(rng: np.random.Generator) -> Actions:
+def _miss(env: TabletopReachEnv, rng: np.random.Generator) -> Actions:
+    yield from _go(env, _aside(rng, 1.1, 3.0), rng.uniform(0.0, 0.6), rng)
+    for _ in range(rng.integers(5, 40)):
+        yield np.zeros(2)
+
+
+def _aside(rng: np.random.Generator, least: float, most: float) -> NDArray[np.float64]:
+    """A way in any direction, `least` to `most` times as long as what is still on the block."""
+    angle = rng.uniform(0.0, 2 * np.pi)
+    return rng.uniform(least, most) * REACH * np.array([np.cos(angle), np.sin(angle)])
+
+
+def _go(
+    env: TabletopReachEnv, goal: NDArray[np.float64], shake: float, rng: np.random.Generator
+) -> Actions:
+    """Go where the named block is seen at the offset `goal`."""
+    for _ in range(100):  # that may be beyond the table's edge
+        ahead = env.offset - goal
+        if np.linalg.norm(ahead) < SPEED:
+            break
+        yield ahead / max(float(np.linalg.norm(ahead)), 5 * SPEED) + rng.normal(0.0, shake, 2)
+
+
+def _wander(_: TabletopReachEnv, rng: np.random.Generator) -> Actions:
     velocity = rng.normal(0.0, 1.0, 2)
     keeps, size = rng.uniform(0.5, 0.98), rng.uniform(0.5, 1.5)
     for _ in range(rng.integers(10, 80)):

@@ -144,7 +144,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         before = now.gripper
         now.gripper = np.clip(before + SPEED * velocity, -1.0, 1.0)
         still = np.linalg.norm(now.gripper - before) <= STILL
-        success = bool(still and self.distance <= REACH)
+        success = bool(still and np.linalg.norm(self.offset) <= REACH)
         return self._observation(), float(success), success, False, {"is_success": success}
 
     def render(self) -> Frame | None:
@@ -161,14 +161,14 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return draw_gripper(now.scene, now.gripper)
 
     @property
-    def distance(self) -> float:
-        """How far the gripper is from the named block, in table units.
+    def offset(self) -> NDArray[np.float64]:
+        """(2,) from the gripper to the named block, in table units.
 
         Raises:
             ResetNeeded: no episode has begun.
         """
-        now = self._running("distance")
-        return float(np.linalg.norm(now.offset_to(now.task)))
+        now = self._running("offset")
+        return now.offset_to(now.task)
 
     def expert_action(self, noise: float = 0.0, task: str | None = None) -> NDArray[np.float32]:
         """What a scripted expert does now: go straight to the named block, slow down, rest on it.

@@ -15,7 +15,13 @@ if missing := [name for name in ("accelerate", "peft") if find_spec(name) is Non
 
 from robometer_gym.training.losses import LossWeights
 from robometer_gym.training.sampling import Sampler, SamplingSettings
-from robometer_gym.training.trainer import LORA, RobometerTrainer, train, training_arguments
+from robometer_gym.training.trainer import (
+    LORA,
+    RobometerTrainer,
+    prepare_model,
+    train,
+    training_arguments,
+)
 
 __all__ = [
     "LORA",
@@ -23,6 +29,7 @@ __all__ = [
     "RobometerTrainer",
     "Sampler",
     "SamplingSettings",
+    "prepare_model",
     "train",
     "training_arguments",
 ]

@@ -17,10 +17,6 @@ __all__ = ["Labels", "SuccessRule", "count_leading", "label_frames", "progress_t
 
 SuccessRule = Literal["done", "released"]
 
-# A frame of a successful episode that has come at least this far and is not done counts neither
-# as a success nor as none: nobody can say from the outside when "nearly" ends.
-_SURELY_NOT_DONE = 0.5
-
 
 class Labels(NamedTuple):
     """What T frames should be answered with.
@@ -49,12 +45,13 @@ def label_frames(
     *,
     right_task: bool = True,
     success_rule: SuccessRule = "done",
+    min_success: float = 0.5,
 ) -> Labels:
     """Return the labels of some frames of an episode.
 
     - Another instruction than the episode's own: no progress and no success, on every frame.
     - A successful episode: progress grows from the first of these frames; success where it is
-      complete, none where it is below 0.5, and in between success is not trained.
+      complete, none where it is below `min_success`, and in between success is not trained.
     - A suboptimal or failed one: no success on every frame; progress is not trained, because
       nobody knows it.
     - One whose partial success was judged (and is not 1): its last frame has that progress, and no
@@ -68,6 +65,10 @@ def label_frames(
         success_rule: "done" calls a frame a success when its progress is complete. "released" is
             what the released checkpoint was trained with: when its progress, which the cutoff has
             already scaled, reaches the cutoff again; a little early where there is a cutoff.
+
+        min_success: from which progress on a frame that is not done might be taken for one that
+            is; 0.5 in the released training. 1.0 where it is known to the frame when a task was
+            done.
 
     Source: robometer/data/datasets/helpers.py:93-130 and 490-640, and
     robometer/data/collators/rbm_heads.py:45-92 at c7f38e2.
@@ -90,7 +91,7 @@ def label_frames(
         return Labels(zeros, no, zeros, yes)
     progress = progress_targets(indices, len(episode), episode.cutoff)
     done = progress >= np.float32(episode.cutoff if success_rule == "released" else 1.0)
-    return Labels(progress, yes, done.astype(np.float32), done | (progress < _SURELY_NOT_DONE))
+    return Labels(progress, yes, done.astype(np.float32), done | (progress < min_success))
 
 
 def progress_targets(

@@ -68,6 +68,10 @@ class LossWeights:
 
     Raises:
         ValueError: a weight that is negative or not finite.
+
+    Example:
+        >>> LossWeights(progress=1 / 8).progress
+        0.125
     """
 
     preference: float = 1.0
@@ -77,7 +81,9 @@ class LossWeights:
     def __post_init__(self) -> None:
         for name in ("preference", "progress", "success"):
             if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"The weight of {name} must be >= 0, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"The weight of {name} must be finite and >= 0, got {getattr(self, name)!r}."
+                )
 
 
 def robometer_loss(logits: Logits, targets: Targets, weights: LossWeights) -> Losses:

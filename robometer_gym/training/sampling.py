@@ -56,10 +56,16 @@ class SamplingSettings:
             instruction of a "different_task"; this only after a success, for nobody has said where
             a failed attempt went. An episode whose partial success was judged is shown whole.
         success_rule: see `label_frames`.
+        min_success: see `label_frames`.
 
     Raises:
         ValueError: a number outside its range, an unknown rule, or ratios with other names, that
             are negative or not finite, or without any above 0.
+
+    Example:
+        >>> SamplingSettings(preference_share=0.5, clip_ratios={"forward": 1.0, "rewind": 1.0})
+        ... # doctest: +ELLIPSIS
+        SamplingSettings(max_frames=8, preference_share=0.5, ...)
     """
 
     max_frames: int = 8
@@ -67,6 +73,7 @@ class SamplingSettings:
     pair_ratios: Ratios = field(default_factory=lambda: dict.fromkeys(PAIRS, 1.0))
     clip_ratios: Ratios = field(default_factory=lambda: dict.fromkeys(CLIPS, 1.0))
     success_rule: SuccessRule = "done"
+    min_success: float = 0.5
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_frames, int | np.integer) or self.max_frames < 2:
@@ -78,13 +85,14 @@ class SamplingSettings:
             raise ValueError(
                 f"success_rule must be one of {get_args(SuccessRule)}, got {self.success_rule!r}."
             )
-        if not 0.0 <= self.preference_share <= 1.0:
-            raise ValueError(f"preference_share must be in [0, 1], got {self.preference_share!r}.")
+        for name in ("preference_share", "min_success"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}.")
         for name, known in (("pair_ratios", PAIRS), ("clip_ratios", CLIPS)):
             ratios: Ratios = getattr(self, name)
             if not set(ratios) <= set(known) or not all(0.0 <= r < inf for r in ratios.values()):
                 raise ValueError(
-                    f"{name} must give ratios >= 0 for some of {known}, got {dict(ratios)}."
+                    f"{name} must give finite ratios >= 0 for some of {known}, got {dict(ratios)}."
                 )
             if not sum(ratios.values()) > 0.0:
                 raise ValueError(f"{name} must have a ratio above 0, got {dict(ratios)}.")
@@ -210,6 +218,7 @@ class Sampler:
             shown,
             right_task=task in (None, episode.task),
             success_rule=self.settings.success_rule,
+            min_success=self.settings.min_success,
         )
         return Question(Clip(episode.frames[shown], task or episode.task), labels)
 

@@ -30,7 +30,7 @@ from robometer_gym.model.processor import Encoded, RobometerProcessor
 from robometer_gym.training.losses import LossWeights, Targets, robometer_loss
 from robometer_gym.training.sampling import Pair, Question, Sampler, SamplingSettings
 
-__all__ = ["LORA", "RobometerTrainer", "train", "training_arguments"]
+__all__ = ["LORA", "RobometerTrainer", "prepare_model", "train", "training_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +211,19 @@ class RobometerTrainer(Trainer):  # type: ignore[misc]
         sampling: which questions are made of the episodes.
         weights: of the three parts of the objective.
         **others: of the Trainer, such as callbacks.
+
+    Example:
+        >>> import tempfile
+        >>> model = RobometerRewardModel.from_pretrained("demo", device="cpu")
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     trainer = RobometerTrainer(
+        ...         prepare_model(model.model, lora=LORA, train_vision=False),
+        ...         model.processor,
+        ...         [Episode(np.zeros((6, 64, 64, 3), np.uint8), "open the drawer")],
+        ...         training_arguments(out, max_steps=2, use_cpu=True),
+        ...     )
+        >>> trainer.args.learning_rate
+        2e-05
     """
 
     def __init__(
