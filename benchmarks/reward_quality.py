@@ -1,15 +1,16 @@
 """How good a reward model is on TabletopReach: order, ranking, success, instruction, preference.
 
 Quantity: figures without a unit, on held-out attempts (seeds from 1,000,000; the demo checkpoint
-was trained on seeds below 1,000,000). N tables, on each of which four attempts are made: an expert,
-one who stops on the way, one who wanders, and one who goes to another block.
+was trained on seeds below 1,000,000). N tables, on each of which five attempts are made: an expert,
+one who stops on the way, one who wanders, one who goes to another block, and one who rests beside
+the named block.
 Method: every frame is scored from a window of at most 8 frames spread over the attempt so far, as
 the reward wrapper does it.
     - "order": Spearman correlation of progress with time, over an expert's frames up to its
       success ("VOC"); mean over attempts.
-    - "ranking": Kendall's tau-a of final progress over {failure, suboptimal, successful}, the
-      failures being the wanderers and those at another block; over every triple of one task, mean
-      over the tasks.
+    - "ranking": Kendall's tau-a of final progress over {failure, suboptimal, successful}: who
+      wanders or goes to another block fails, who stops or misses is suboptimal; over every triple
+      of one task, mean over the tasks.
     - "success, frames": F1 of success probability >= 0.65 against the environment's own is_success,
       every frame of every attempt. Experts stay on the block for 10 steps after their success.
     - "success, episodes": F1 of the wrapper's detector (a prediction each 5 steps and at the end,
@@ -122,7 +123,7 @@ def measure(model: Any, attempts: int) -> dict[str, float]:
             for kind in KINDS
         }
         failed = of["wanders"] + of["wrong_block"]
-        ranking.append(policy_ranking([failed, of["stops"], of["expert"]]))
+        ranking.append(policy_ranking([failed, of["stops"] + of["misses"], of["expert"]]))
     pairs, better = draw_pairs([e for kind in KINDS for e in made[kind]], 4 * attempts)
     return {
         "order": float(np.mean(order)),

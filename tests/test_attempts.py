@@ -124,7 +124,7 @@ def test_who_stops_has_come_some_of_the_way(watch):
 
 
 def test_who_misses_rests_beside_the_block(watch):
-    """A model would take every rest near the block for a success, and an agent would settle there."""
+    """A model would take every rest near the block for success, and an agent would settle there."""
     directions = []
     for seed in SEEDS:
         episode, env = watch("misses", seed)

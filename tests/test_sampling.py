@@ -824,7 +824,10 @@ def test_only_the_frames_that_are_shown_are_read():
         ({"preference_share": -0.1}, r"preference_share must be in \[0, 1\], got -0.1"),
         ({"preference_share": 1.1}, r"preference_share must be in \[0, 1\], got 1.1"),
         ({"preference_share": math.nan}, r"preference_share must be in \[0, 1\], got nan"),
-        ({"pair_ratios": {"rewound": 1.0}}, "pair_ratios must give finite ratios .* got {'rewound'"),
+        (
+            {"pair_ratios": {"rewound": 1.0}},
+            "pair_ratios must give finite ratios .* got {'rewound'",
+        ),
         ({"pair_ratios": {"forward": 1.0}}, "pair_ratios must give finite ratios >= 0 for some of"),
         (
             {"pair_ratios": {"rewind": 1.0, "reverse": -1.0}},

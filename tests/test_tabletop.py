@@ -542,3 +542,14 @@ def test_the_offset_leads_to_the_named_block():
         observation, _ = env.reset(seed=5, options={"task": task})
         block = observation[2 + 2 * TASKS.index(task) :][:2]
         np.testing.assert_allclose(env.offset, block - observation[:2], atol=1e-6)
+
+
+def test_success_need_not_end_an_episode():
+    """An agent would learn from the end of the episode what only the model should tell it."""
+    env = TabletopReachEnv(terminate_on_success=False)
+    env.reset(seed=0)
+    told = [env.step(env.expert_action()) for _ in range(80)]
+    assert not any(terminated or truncated for _, _, terminated, truncated, _ in told)
+    successes = [info["is_success"] for *_, info in told]
+    assert successes[-10:] == [True] * 10
+    assert [reward for _, reward, *_ in told] == [float(success) for success in successes]

@@ -138,7 +138,8 @@ def _go(
         yield ahead / max(float(np.linalg.norm(ahead)), 5 * SPEED) + rng.normal(0.0, shake, 2)
 
 
-def _wander(_: TabletopReachEnv, rng: np.random.Generator) -> Actions:
+def _wander(env: TabletopReachEnv, rng: np.random.Generator) -> Actions:
+    del env  # it does not look
     velocity = rng.normal(0.0, 1.0, 2)
     keeps, size = rng.uniform(0.5, 0.98), rng.uniform(0.5, 1.5)
     for _ in range(rng.integers(10, 80)):

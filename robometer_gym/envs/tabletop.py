@@ -60,8 +60,8 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     - Action: (2,) float32 in [-1, 1], the gripper's velocity (dx, dy); anything beyond is clipped.
     - Observation: (8,) float32 in [-1, 1]: x and y of the gripper, then of the red, green and blue
       block. It does not say which block is meant: only the task does.
-    - Reward: 1.0 at success, else 0.0. Success ends the episode (terminated); under `gym.make` 100
-      steps end it too (truncated).
+    - Reward: 1.0 at success, else 0.0. Success ends the episode (terminated) unless it is made with
+      `terminate_on_success=False`; under `gym.make` 100 steps end it too (truncated).
     - Success (`info["is_success"]`, a bool at every step): the gripper is within 0.1 of the named
       block's centre and moved at most a quarter of its full speed. Passing over does not count.
     - `info["task"]` at reset: the episode's sentence, one of `TASKS`.
@@ -73,6 +73,8 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         layout: "fixed" puts the blocks near three fixed places, "random" anywhere on the table.
             Neither depends on the task.
         render_mode: "rgb_array" or None.
+        terminate_on_success: False lets an episode go on after success, as with a real robot, where
+            nobody but a reward model says that it is done.
 
     Raises:
         ValueError: an unknown task, layout or render mode.
@@ -95,7 +97,11 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - as in gym.Env
 
     def __init__(
-        self, task: str | None = None, layout: str = "fixed", render_mode: str | None = None
+        self,
+        task: str | None = None,
+        layout: str = "fixed",
+        render_mode: str | None = None,
+        terminate_on_success: bool = True,
     ) -> None:
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be 'fixed' or 'random', got {layout!r}.")
@@ -104,6 +110,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._task = _check_task(task)
         self.layout = layout
         self.render_mode = render_mode
+        self.terminate_on_success = terminate_on_success
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (8,), np.float32)
         self._episode: _Episode | None = None
@@ -145,7 +152,8 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         now.gripper = np.clip(before + SPEED * velocity, -1.0, 1.0)
         still = np.linalg.norm(now.gripper - before) <= STILL
         success = bool(still and np.linalg.norm(self.offset) <= REACH)
-        return self._observation(), float(success), success, False, {"is_success": success}
+        over = success and self.terminate_on_success
+        return self._observation(), float(success), over, False, {"is_success": success}
 
     def render(self) -> Frame | None:
         """Draw the table: (64, 64, 3) uint8 RGB, or None without a render mode.

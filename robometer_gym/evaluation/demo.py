@@ -75,12 +75,10 @@ def run_demo(model: RewardModel, *, seed: int = 0, episodes: int = 1) -> list[De
         All episodes of the first policy, then those of the second and the third.
     """
     env = RobometerRewardWrapper(
-        gym.make(ENV_ID, task=_TASK, render_mode="rgb_array"),
+        # Episodes end where the model sees success: the true one is shown beside it.
+        gym.make(ENV_ID, task=_TASK, render_mode="rgb_array", terminate_on_success=False),
         task=_TASK,
         reward_model=model,
-        # Episodes end where the environment ends them, so that the true success can be shown
-        # beside the detected one.
-        terminate_on_success=False,
     )
     done = [
         roll_out(env, name, policy, seed + number)
