@@ -21,7 +21,7 @@ the reward wrapper does it.
       an expert against the same attempt rewound or reversed, another task, a worse attempt.
 Beside the model: a clock that knows nothing but the time (progress = frame / 40, 40 steps being an
 expert's mean; success at 1; no preference), which shows what a figure is worth: "order" is fooled.
-Hardware: any; a minute on two CPU cores with N = 60.
+Hardware: any; two minutes on two CPU cores with N = 60.
 
     python benchmarks/reward_quality.py --model demo --attempts 60
 """
@@ -178,10 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and the same as one line of JSON."""
     parser = argparse.ArgumentParser(description="How good a reward model is on TabletopReach.")
     parser.add_argument("--model", default="demo", help="hub id, folder, or 'demo'")
-    parser.add_argument("--attempts", type=int, default=60, help="of each kind (>= 12)")
+    parser.add_argument("--attempts", type=int, default=60, help="of each kind (>= 6)")
     chosen = parser.parse_args(arguments)
-    if chosen.attempts < 12:
-        parser.error("--attempts must be >= 12: each task needs some of its own")
+    if chosen.attempts < 6:
+        parser.error("--attempts must be >= 6: each task needs some of its own")
     model = measure(load_reward_model(chosen.model), chosen.attempts)
     clock = measure(Clock(), chosen.attempts)
     print(f"| held-out, {chosen.attempts} attempts of each kind | {chosen.model} | clock | bar |")

@@ -40,8 +40,9 @@ class SuccessDetector:
             raise ValueError(
                 f"success_votes must be between 1 and success_window, got {votes!r} of {window!r}."
             )
-        # Predictions are float32, and the float32 of 0.65 is a little less than 0.65.
-        self._threshold = min(threshold, float(np.float32(threshold)))
+        # Predictions are float32, and the float32 of 0.65 is a little less than 0.65. (That of a
+        # number as small as 1e-50 is 0, which every prediction would reach.)
+        self._threshold = min(threshold, float(np.float32(threshold))) or threshold
         self._needed = votes
         self._votes: deque[bool] = deque(maxlen=window)
         self.fired = False

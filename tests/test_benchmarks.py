@@ -69,7 +69,7 @@ def test_every_benchmark_says_what_it_measures():
 
 def test_reward_quality_prints_a_table_and_one_line_of_json(capsys):
     """The table of the demo checkpoint could not be made again."""
-    benchmark("reward_quality").main(["--attempts", "12"])
+    benchmark("reward_quality").main(["--attempts", "6"])
     *table, last = capsys.readouterr().out.splitlines()
     told = json.loads(last)
     assert told["benchmark"] == "reward_quality"
@@ -91,4 +91,4 @@ def test_reward_quality_refuses_too_few_attempts(capsys):
     """A task without attempts would be a NaN in the table."""
     with pytest.raises(SystemExit, match="2"):
         benchmark("reward_quality").main(["--attempts", "3"])
-    assert "--attempts must be >= 12" in capsys.readouterr().err
+    assert "--attempts must be >= 6" in capsys.readouterr().err
