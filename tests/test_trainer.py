@@ -151,6 +151,7 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable")  # a checkpoint a second is fast
 @pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "LoRA"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, lora):
     """After a night's power cut a run would be another run: other questions, other losses."""
