@@ -31,7 +31,14 @@ __all__ = ["main"]
 
 # What a user can most often mend; CheckpointError is a RewardModelError, and FileNotFoundError an
 # OSError. Anything else is a bug of ours and keeps its traceback.
-_USER_ERRORS = (RewardModelError, ValueError, TypeError, OSError, DependencyNotInstalled)
+_USER_ERRORS = (
+    RewardModelError,
+    ValueError,
+    TypeError,
+    OSError,
+    FloatingPointError,
+    DependencyNotInstalled,
+)
 
 _FPS = 3.0  # what the authors' published scores were made with
 _MANY_FRAMES = 32  # in one pass; the authors' own examples have up to 13
@@ -182,6 +189,13 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("--train-vision", action="store_true", help="train the vision tower too")
     parser.add_argument(
+        "--save-every",
+        type=_at_least(1),
+        default=100,
+        metavar="STEPS",
+        help="steps between checkpoints (default: %(default)s)",
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in --out"
     )
     parser.add_argument("--seed", type=_at_least(0), default=42, help="(default: %(default)s)")
@@ -283,11 +297,12 @@ def _train(arguments: argparse.Namespace) -> None:
         max_steps=arguments.steps,
         per_device_train_batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
+        save_steps=arguments.save_every,
         seed=arguments.seed,
     )
     logged = json.loads((arguments.out / "losses.json").read_text())
-    plot_losses(logged, arguments.out / "losses.png")
     _print_files([arguments.out, arguments.out / "losses.png"])
+    plot_losses(logged, arguments.out / "losses.png")
     print(f"\nUse it: reward_model={str(arguments.out)!r}, or --model {arguments.out}")
 
 

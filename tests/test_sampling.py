@@ -903,3 +903,18 @@ def test_a_kind_that_cannot_be_drawn_raises():
     with pytest.raises(ValueError, match="No question about one clip can be made of these 1 epis"):
         sampler.draw(rng, compare=False)
     assert isinstance(sampler.draw(rng, compare=True), Pair)
+
+
+def test_a_task_in_other_spelling_is_the_same_task():
+    """A success would be taught as none, because somebody wrote its sentence with a capital."""
+    episodes = [painted(0, task="Open the drawer"), painted(1, task="open the  drawer ")]
+    for share in (0.0, 1.0):
+        with pytest.raises(ValueError, match="can be made of these 2 episodes of 1 tasks"):
+            Sampler(
+                episodes,
+                SamplingSettings(
+                    preference_share=share,
+                    pair_ratios={"different_task": 1.0},
+                    clip_ratios={"different_task": 1.0},
+                ),
+            )

@@ -92,7 +92,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else(tmp_path, lora, train_vis
     arguments = training_arguments(
         tmp_path, **fast(max_steps=3, learning_rate=1e-3, warmup_steps=0, save_strategy="no")
     )
-    RobometerTrainer(network, model.processor, episodes(), arguments, sampling=settings).train()
+    RobometerTrainer(network, model.processor, Sampler(episodes(), settings), arguments).train()
     for name, parameter in network.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == parameter.requires_grad, name
@@ -189,7 +189,7 @@ def test_merged_adapters_predict_as_they_did_unmerged(tmp_path, format):
     arguments = training_arguments(
         tmp_path / "run", **fast(max_steps=4, learning_rate=5e-3, save_strategy="no")
     )
-    RobometerTrainer(network, model.processor, episodes(), arguments).train()
+    RobometerTrainer(network, model.processor, Sampler(episodes()), arguments).train()
     assert isinstance(network, PeftModel)
     unmerged = RobometerRewardModel(network, model.processor, model.config)
     wanted = [*unmerged.predict(clips)]
@@ -302,3 +302,33 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs accelerate and peft: pip install .*\[train\]"):
         importlib.reload(robometer_gym.training)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+    """A night later a checkpoint of NaN would be announced, under a curve that falls to 0."""
+    with pytest.raises(FloatingPointError, match=r"loss has become nan at step \d+. Lower"):
+        train(small_model(), episodes(), tmp_path, **fast(max_steps=8, learning_rate=1e38))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
+    """A run that was killed while it saved could not be resumed at all."""
+    arguments = fast(max_steps=4, save_steps=2)
+    train(small_model(), episodes(), tmp_path, **arguments)
+    (tmp_path / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
+    train(small_model(), episodes(), tmp_path, resume=True, **arguments)
+    logged = json.loads((tmp_path / "losses.json").read_text())
+    assert [entry["step"] for entry in logged if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_epochs_are_refused(tmp_path):
+    """The user would see a complaint about __len__."""
+    with pytest.raises(ValueError, match="max_steps must be >= 1, got -1"):
+        training_arguments(tmp_path, max_steps=-1, num_train_epochs=1)
+
+
+def test_what_cannot_be_asked_is_found_before_the_model_is_loaded(tmp_path):
+    """Gigabytes would be downloaded before a folder of failures is refused."""
+    failures = [Episode(np.zeros((9, 8, 8, 3), np.uint8), TASKS[0], "failure")]
+    with pytest.raises(ValueError, match=r"No comparison can be made.*that was successful"):
+        train("no/such-model", failures, tmp_path)

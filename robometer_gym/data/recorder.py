@@ -175,9 +175,13 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         )
 
     def _write(self, info: dict[str, Any]) -> None:
-        frames, self._frames = self._frames, []
-        outcome = cast(Outcome, self._outcome(info))  # Episode checks it
-        self._writer.write(Episode(np.stack(frames), self._task, outcome), self._fps)
+        try:
+            outcome = cast(Outcome, self._outcome(info))  # Episode checks it
+            self._writer.write(Episode(np.stack(self._frames), self._task, outcome), self._fps)
+            self._frames = []
+        except BaseException as error:
+            self._drop(type(error).__name__)
+            raise
 
     def _drop(self, cause: str) -> None:
         if len(self._frames) > 1:

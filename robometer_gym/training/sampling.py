@@ -138,9 +138,9 @@ class Sampler:
         self.settings = settings or SamplingSettings()
         self.episodes = list(episodes)
         self._attempts = _by_task(self.episodes)
-        self._tasks = list(self._attempts)
+        self._tasks = list({_plain(e.task): e.task for e in self.episodes}.values())
         self._finished = np.array([n for n, e in enumerate(self.episodes) if _is_finished(e)])
-        self._finished_tasks = {self.episodes[n].task for n in self._finished}
+        self._finished_tasks = {_plain(self.episodes[n].task) for n in self._finished}
         numbers, share = range(len(self.episodes)), self.settings.preference_share
         self._paired = [n for n in numbers if self._partners(n)]
         self._asked = [n for n in numbers if self._ways(n)]
@@ -175,15 +175,15 @@ class Sampler:
             raise ValueError(
                 f"No {kind} can be made of these {len(self.episodes)} episodes of "
                 f"{len(self._tasks)} tasks with {self.settings}. A rewind needs an episode of 3 "
-                "frames, a different task successful episodes of two tasks, different expertise a "
-                "better and a worse attempt at one task."
+                "frames that was successful, a different task successful episodes of two tasks, "
+                "different expertise a better and a worse attempt at one task."
             )
         return able
 
     def _draw_clip(self, number: int, rng: np.random.Generator) -> Question:
         episode, way = self.episodes[number], _choose(self._ways(number), rng)
         if way == "different_task":
-            others = [task for task in self._tasks if task != episode.task]
+            others = [task for task in self._tasks if _plain(task) != _plain(episode.task)]
             order = _play("forward", episode, rng)
             return self._ask(episode, order, others[rng.integers(len(others))])
         if _is_judged(episode):
@@ -249,12 +249,12 @@ class Sampler:
     def _draw_of_other_task(self, task: str, rng: np.random.Generator) -> Episode:
         while True:  # a list for each task would be long where there are many
             number = int(rng.choice(self._finished))
-            if self.episodes[number].task != task:
+            if _plain(self.episodes[number].task) != _plain(task):
                 return self.episodes[number]
 
     def _unequal(self, episode: Episode) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the episodes of the same task that are surely worse, and those surely better."""
-        return self._attempts[episode.task].unequal(episode)
+        return self._attempts[_plain(episode.task)].unequal(episode)
 
 
 class _Attempts(NamedTuple):
@@ -277,12 +277,17 @@ class _Attempts(NamedTuple):
 def _by_task(episodes: Sequence[Episode]) -> dict[str, _Attempts]:
     numbers: dict[str, list[int]] = {}
     for number, episode in enumerate(episodes):
-        numbers.setdefault(episode.task, []).append(number)
+        numbers.setdefault(_plain(episode.task), []).append(number)
     sorted_out = {}
     for task, of_task in numbers.items():
         ranks, shares = zip(*(_what_is_said(episodes[n]) for n in of_task), strict=True)
         sorted_out[task] = _Attempts(np.array(of_task), np.array(ranks), np.array(shares))
     return sorted_out
+
+
+def _plain(task: str) -> str:
+    """The sentence without what makes no difference, so that nobody's spelling is another task."""
+    return " ".join(task.casefold().split())
 
 
 def _what_is_said(episode: Episode) -> tuple[int, float]:

@@ -21,7 +21,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from robometer_gym.data.episodes import Episode
 from robometer_gym.model.modeling import RobometerModel
@@ -95,8 +94,9 @@ def train(
 
     Raises:
         ValueError: `out` holds the checkpoints of a run that is not to be resumed; or of these
-            episodes no question can be made.
+            episodes no question can be made; or max_steps is not above 0.
         CheckpointError: the model cannot be loaded.
+        FloatingPointError: the loss has become infinite or NaN.
 
     Example:
         >>> import tempfile
@@ -111,9 +111,12 @@ def train(
         ...         disable_tqdm=True,
         ...     )  # doctest: +ELLIPSIS
         ...     sorted(path.name for path in Path(out).glob("*.safetensors"))
-        {'train_runtime': ...}
+        {'loss': ...}
         ['model.safetensors']
     """
+    sampler = Sampler(
+        episodes, sampling
+    )  # what cannot be asked is found before the model is loaded
     out = Path(out)
     checkpoint = _last_checkpoint(out / "checkpoints", resume)
     wanted = training_arguments(out / "checkpoints", **arguments)
@@ -128,9 +131,8 @@ def train(
     trainer = RobometerTrainer(
         prepare_model(model.model, lora=lora, train_vision=train_vision),
         model.processor,
-        episodes,
+        sampler,
         wanted,
-        sampling=sampling,
         weights=weights,
         callbacks=list(callbacks),
     )
@@ -162,6 +164,10 @@ def training_arguments(output_dir: str | os.PathLike[str], **changes: Any) -> Tr
     """
     gpu = torch.cuda.is_available() and not changes.get("use_cpu", False)
     steps = changes.get("max_steps", 1000)
+    if steps < 1:
+        raise ValueError(
+            f"max_steps must be >= 1, got {steps!r}. (Questions are drawn anew: there are no epochs.)"
+        )
     defaults = {
         "max_steps": steps,
         "per_device_train_batch_size": 8,
@@ -174,7 +180,7 @@ def training_arguments(output_dir: str | os.PathLike[str], **changes: Any) -> Tr
         "bf16": gpu,
         "dataloader_num_workers": 4 if gpu else 0,
         "dataloader_pin_memory": gpu,
-        "logging_steps": 10,
+        "logging_steps": min(10, max(1, steps // 20)),
         "save_steps": 100,
         "save_total_limit": 2,
         "report_to": ["tensorboard"] if find_spec("tensorboard") else [],
@@ -206,9 +212,8 @@ class RobometerTrainer(Trainer):  # type: ignore[misc]
     Args:
         model: a `RobometerModel`, or one with PEFT's adapters.
         processor: its own.
-        episodes: what to learn from.
+        sampler: draws the questions.
         arguments: see `training_arguments`; `max_steps` must be set.
-        sampling: which questions are made of the episodes.
         weights: of the three parts of the objective.
         **others: of the Trainer, such as callbacks.
 
@@ -219,7 +224,7 @@ class RobometerTrainer(Trainer):  # type: ignore[misc]
         ...     trainer = RobometerTrainer(
         ...         prepare_model(model.model, lora=LORA, train_vision=False),
         ...         model.processor,
-        ...         [Episode(np.zeros((6, 64, 64, 3), np.uint8), "open the drawer")],
+        ...         Sampler([Episode(np.zeros((6, 64, 64, 3), np.uint8), "open the drawer")]),
         ...         training_arguments(out, max_steps=2, use_cpu=True),
         ...     )
         >>> trainer.args.learning_rate
@@ -230,10 +235,9 @@ class RobometerTrainer(Trainer):  # type: ignore[misc]
         self,
         model: nn.Module,
         processor: RobometerProcessor,
-        episodes: Sequence[Episode],
+        sampler: Sampler,
         arguments: TrainingArguments,
         *,
-        sampling: SamplingSettings | None = None,
         weights: LossWeights | None = None,
         **others: Any,
     ) -> None:
@@ -241,7 +245,7 @@ class RobometerTrainer(Trainer):  # type: ignore[misc]
             model,
             arguments,
             data_collator=_Collator(processor),
-            train_dataset=_Questions(Sampler(episodes, sampling), arguments),
+            train_dataset=_Questions(sampler, arguments),
             **others,
         )
         self._weights = weights or LossWeights()
@@ -257,6 +261,11 @@ class RobometerTrainer(Trainer):  # type: ignore[misc]
         logits = model(inputs["batch"])
         targets = inputs["targets"].to(logits.progress.device)
         losses = robometer_loss(logits, targets, self._weights)
+        if not losses.total.isfinite():  # the Trainer would log it as 0, and go on
+            raise FloatingPointError(
+                f"The loss has become {losses.total.item()} at step {self.state.global_step}. "
+                "Lower the learning rate, and begin again or resume from before."
+            )
         if model.training:
             parts = {"progress": losses.progress, "success": losses.success}
             if len(targets.preference):
@@ -324,7 +333,9 @@ class _Collator:
 
 
 def _last_checkpoint(folder: Path, resume: bool) -> str | None:
-    last: str | None = get_last_checkpoint(os.fspath(folder)) if folder.is_dir() else None
+    # Its state is written last: what lacks it was cut off while it was saved.
+    whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     if last and not resume:
         raise ValueError(
             f"{folder} holds the checkpoints of another run. Go on with it (resume=True, or "
@@ -332,4 +343,4 @@ def _last_checkpoint(folder: Path, resume: bool) -> str | None:
         )
     if resume and not last:
         logger.warning("There is no checkpoint in %s yet: training starts anew.", folder)
-    return last
+    return os.fspath(last) if last else None
