@@ -166,7 +166,7 @@ def training_arguments(output_dir: str | os.PathLike[str], **changes: Any) -> Tr
     steps = changes.get("max_steps", 1000)
     if steps < 1:
         raise ValueError(
-            f"max_steps must be >= 1, got {steps!r}. (Questions are drawn anew: there are no epochs.)"
+            f"max_steps must be >= 1, got {steps!r}. Questions are drawn anew: there are no epochs."
         )
     defaults = {
         "max_steps": steps,
