@@ -96,9 +96,11 @@ class VideoFrames:
         DependencyNotInstalled: PyAV is missing.
 
     Example:
-        >>> frames = VideoFrames("rollout.mp4")  # doctest: +SKIP
-        >>> frames[[0, 20, 10]].shape  # doctest: +SKIP
-        (3, 240, 320, 3)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/rollout.mp4", np.zeros((30, 48, 64, 3), np.uint8), fps=10)
+        ...     VideoFrames(f"{folder}/rollout.mp4")[[0, 20, 10]].shape
+        (3, 48, 64, 3)
     """
 
     def __init__(
