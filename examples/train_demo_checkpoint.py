@@ -1,7 +1,7 @@
 """Train the demo checkpoint from nothing: a small Robometer that knows TabletopReach.
 
 You will see: the loss and its parts fall. You get a folder that every reward_model= takes; the one
-in robometer_gym/assets/demo was made by this script as it stands, from its seed.
+in robometer_gym/assets/demo was made by these four lessons, from seed 0.
 Command: python examples/train_demo_checkpoint.py --out outputs/demo_checkpoint
 Then: python benchmarks/reward_quality.py --model outputs/demo_checkpoint
 Hardware: about 12 minutes on two CPU cores.
