@@ -16,6 +16,7 @@ import pytest
 from gymnasium.error import DependencyNotInstalled
 
 from robometer_gym.data import Episode, EpisodeWriter, VideoFrames, read_episodes, write_video
+from robometer_gym.frames import shrink
 
 TASK = "open the drawer"
 
@@ -383,3 +384,17 @@ def test_a_folder_can_be_read_while_it_is_written_and_after_a_kill(tmp_path):
             process.wait()
         assert look()[0] >= episodes
     assert len({row["video"] for row in rows(tmp_path)}) == len(rows(tmp_path))
+
+
+def test_shrunk_frames_are_those_that_the_wrapper_shows():
+    """A model would be trained on larger pictures than it is asked about, and be slow at both."""
+    frames = np.random.default_rng(0).integers(0, 256, (4, 60, 80, 3), np.uint8)
+    small = Episode(frames, "open the drawer", "failure", 0.5, 0.75).shrink(30)
+    assert (len(small), small.outcome, small.partial_success, small.cutoff) == (
+        4,
+        "failure",
+        0.5,
+        0.75,
+    )
+    np.testing.assert_array_equal(small.frames[[2, 0]], [shrink(frames[i], 30) for i in (2, 0)])
+    np.testing.assert_array_equal(small.shrink(500).frames[[1]], small.frames[[1]])

@@ -308,5 +308,7 @@ def test_a_pickled_model_predicts_in_its_new_process(model):
     question = Clip(np.zeros((1, 64, 64, 3), np.uint8), "open the drawer")
     copied = pickle.loads(pickle.dumps(model))
     copied._check_process()
+    for name, tensor in model.model.state_dict().items():
+        assert torch.equal(copied.model.state_dict()[name], tensor), name
     said = copied.predict([question])[0].progress  # how numbers lie in memory moves the last bit
     np.testing.assert_allclose(said, model.predict([question])[0].progress, rtol=1e-6)

@@ -139,11 +139,11 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             observation, reward, terminated, truncated, info = self.env.step(action)
             if self._frames:
                 self._frames.append(self._look(observation))
+                if terminated or truncated:
+                    self._write(info)
         except BaseException as error:
             self._drop(type(error).__name__)
             raise
-        if self._frames and (terminated or truncated):
-            self._write(info)
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -175,13 +175,9 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         )
 
     def _write(self, info: dict[str, Any]) -> None:
-        try:
-            outcome = cast(Outcome, self._outcome(info))  # Episode checks it
-            self._writer.write(Episode(np.stack(self._frames), self._task, outcome), self._fps)
-            self._frames = []
-        except BaseException as error:
-            self._drop(type(error).__name__)
-            raise
+        outcome = cast(Outcome, self._outcome(info))  # Episode checks it
+        self._writer.write(Episode(np.stack(self._frames), self._task, outcome), self._fps)
+        self._frames = []
 
     def _drop(self, cause: str) -> None:
         if len(self._frames) > 1:
