@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -300,6 +301,8 @@ def _train(arguments: argparse.Namespace) -> None:
         save_steps=arguments.save_every,
         seed=arguments.seed,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes, started by accelerate launch, the first one tells
     logged = json.loads((arguments.out / "losses.json").read_text())
     _print_files([arguments.out, arguments.out / "losses.png"])
     plot_losses(logged, arguments.out / "losses.png")

@@ -180,6 +180,7 @@ def training_arguments(output_dir: str | os.PathLike[str], **changes: Any) -> Tr
         "bf16": gpu,
         "dataloader_num_workers": 4 if gpu else 0,
         "dataloader_pin_memory": gpu,
+        "ddp_find_unused_parameters": False,  # every head has its part in every batch
         "logging_steps": min(10, max(1, steps // 20)),
         "save_steps": 100,
         "save_total_limit": 2,
