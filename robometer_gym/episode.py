@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from robometer_gym import shaping
-from robometer_gym.frames import FrameHistory
 from robometer_gym.loading import RewardModelLike, check_reward_model_like, load_reward_model
 from robometer_gym.reward_model import (
     Clip,
     Frame,
+    Prediction,
     ReleasesStreams,
     RewardModel,
     RewardModelError,
@@ -27,7 +28,7 @@ from robometer_gym.reward_model import (
 )
 from robometer_gym.settings import RewardSettings
 
-__all__ = ["EpisodeTracker", "Outcome", "Start", "Step", "Stream"]
+__all__ = ["EpisodeTracker", "Event", "Outcome", "Start", "Step", "Stream", "Watcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ class Start(NamedTuple):
 class Step(NamedTuple):
     """One environment has made a step.
 
-    `frames` holds the frame after it, by camera; None exactly where `EpisodeTracker.due` said
-    False. `reports_success` says whether the environment itself tells success in its info.
+    `frames` holds the frame after it, by camera; None exactly where no prediction is due, see
+    `RewardSettings.due`. `reports_success` says whether the environment itself tells success in
+    its info.
     """
 
     env: int
@@ -71,12 +73,22 @@ class Step(NamedTuple):
     reports_success: bool = False
 
 
+Event = Start | Step
+
+
 class Outcome(NamedTuple):
-    """What the agent gets for one step: its reward, whether the episode is over, and infos."""
+    """What the agent gets for one event: its reward, whether the episode is over, and infos.
+
+    The start of an episode is paid 0.0 and ends nothing.
+    """
 
     reward: float
     terminated: bool
     info: dict[str, Any]
+
+
+Watcher = Callable[[Sequence[Clip], Sequence[Prediction], float], None]
+"""Is told of each call of the model: the clips, what was predicted, and the seconds it took."""
 
 
 class _Judgement(NamedTuple):
@@ -87,26 +99,24 @@ class _Judgement(NamedTuple):
 
 
 class _Episode:
-    """What is known of the current episode of one environment."""
+    """What is known of one episode of one environment."""
 
-    def __init__(self, settings: RewardSettings) -> None:
-        self.number = -1
+    def __init__(
+        self,
+        settings: RewardSettings,
+        start: Start,
+        number: int = -1,
+        reports_success: bool = False,
+    ) -> None:
+        self.number = number
+        self.task = start.task
+        self.reports_success = reports_success  # for the env's whole life: some tell it only late
         self.running = False
-        self.reports_success = False  # for the environment's whole life: some tell it only late
-        self.detector = settings.new_detector()
-        self.task = ""
         self.steps = 0
         self.judgement: _Judgement | None = None
-        self.histories: dict[str, FrameHistory] = {}
-        self.streams: dict[str, Stream] = {}
-
-    def begin(self, start: Start, settings: RewardSettings) -> None:
-        self.number += 1
-        self.task = start.task
-        self.steps = 0
-        self.judgement = None
+        self.detector = settings.new_detector()
         self.histories = {camera: settings.new_history() for camera in start.frames}
-        self.streams = {camera: Stream(start.env, self.number, camera) for camera in start.frames}
+        self.streams = {camera: Stream(start.env, number, camera) for camera in start.frames}
         self.see(start.frames)
 
     def see(self, frames: Mapping[str, Frame]) -> None:
@@ -124,7 +134,7 @@ class _Episode:
 class EpisodeTracker:
     """Follows the episodes of N environments and decides what each step is paid.
 
-    Call `begin` when episodes begin, and for each step `due` and then `step`.
+    Tell `advance` of everything that happens: episodes that start, and steps.
 
     Args:
         settings: what the user chose.
@@ -136,10 +146,9 @@ class EpisodeTracker:
         >>> from robometer_gym.testing import ScriptedRewardModel
         >>> frames = {"render": np.full((8, 8, 3), 9, np.uint8)}
         >>> tracker = EpisodeTracker(RewardSettings(), ScriptedRewardModel([0.25, 0.75]))
-        >>> _ = tracker.begin([Start(0, "open the drawer", frames)])
-        >>> tracker.due(0, ended=True)
-        True
-        >>> tracker.step([Step(0, 0.0, False, True, frames)])[0].reward
+        >>> tracker.advance([Start(0, "open the drawer", frames)])[0].info["robometer/progress"]
+        0.25
+        >>> tracker.advance([Step(0, 0.0, False, True, frames)])[0].reward
         0.5
     """
 
@@ -151,11 +160,16 @@ class EpisodeTracker:
         """How often a prediction has failed since the tracker was made."""
         self._reward_model = check_reward_model_like(reward_model)
         self._model: RewardModel | None = None
-        self._episodes = [_Episode(settings) for _ in range(num_envs)]
+        self._episodes = [_Episode(settings, Start(env, "", {})) for env in range(num_envs)]
+        self.watchers: list[Watcher] = []
+        """Whoever wants to know what the model is shown, what it says and how long it takes."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out a model that was loaded by name: the copy loads it again when it needs it."""
-        return {**self.__dict__, "_model": None}
+        """Leave out a model that was loaded by name: the copy loads it again when it needs it.
+
+        Nor is a copy watched: who watches the original would mistake its episodes for those.
+        """
+        return {**self.__dict__, "_model": None, "watchers": []}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EpisodeTracker:
         """Share the model with the copy: it may hold gigabytes, or a socket."""
@@ -180,60 +194,59 @@ class EpisodeTracker:
         return self._episodes[env].task
 
     def due(self, env: int, ended: bool) -> bool:
-        """Return whether the step just made needs a prediction, and so a frame.
+        """Return whether the step that `env` has just made needs a prediction, and so a frame.
 
         Args:
             env: which environment.
             ended: whether the environment ended the episode with this step.
         """
-        steps = self._episodes[env].steps + 1
-        return ended or steps % self.settings.predict_every == 0
+        return self.settings.due(self._episodes[env].steps + 1, ended)
 
-    def begin(self, starts: Sequence[Start]) -> list[dict[str, Any]]:
-        """Begin episodes, also where one was still running, and predict their baselines at once.
+    def advance(self, events: Sequence[Event]) -> list[Outcome]:
+        """Take what has happened, and predict in one batch wherever a frame came.
+
+        Args:
+            events: in the order in which they happened. An environment may end an episode and
+                start the next in one go. An episode that starts ends the one that was running.
 
         Returns:
-            The infos of each reset, in order.
+            The outcome of each event, in order.
 
         Raises:
             RewardModelError: the model answered with something that is no prediction.
             Exception: whatever the model raises, where `on_error` is "raise".
         """
-        for start in starts:
-            self._release(self._episodes[start.env])
-            self._episodes[start.env].begin(start, self.settings)
-        episodes = [self._episodes[start.env] for start in starts]
-        infos = []
-        for episode, judgement in zip(episodes, self._judge(episodes), strict=True):
-            episode.judgement = judgement
-            episode.detector.clear(first=judgement.success if judgement else None)
-            episode.running = True
-            infos.append(self._info(episode, predicted=judgement is not None))
-        return infos
-
-    def step(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Take one step of each given environment, and predict in one batch where frames came.
-
-        Returns:
-            The outcome of each step, in order.
-
-        Raises:
-            RewardModelError: the model answered with something that is no prediction.
-            Exception: whatever the model raises, where `on_error` is "raise".
-        """
-        seen = []
-        for step in steps:
-            episode = self._episodes[step.env]
-            episode.steps += 1
-            episode.reports_success |= step.reports_success
-            episode.running = not (step.terminated or step.truncated)  # also if the model fails
-            if step.frames is not None:
-                episode.see(step.frames)
-                seen.append(episode)
-        judgements = iter(self._judge(seen) if seen else ())
-        return [
-            self._pay(step, None if step.frames is None else next(judgements)) for step in steps
-        ]
+        episodes, asked, replaced = [], [], []
+        for event in events:
+            episode = self._episodes[event.env]
+            if isinstance(event, Start):
+                replaced.append(episode)
+                episode = _Episode(
+                    self.settings, event, episode.number + 1, episode.reports_success
+                )
+                self._episodes[event.env] = episode
+            else:
+                episode.steps += 1
+                episode.reports_success |= event.reports_success
+                episode.running = not (event.terminated or event.truncated)  # also if that fails
+                if event.frames is not None:
+                    episode.see(event.frames)
+            episodes.append(episode)
+            if event.frames is not None:
+                asked.append(episode.clips())
+        try:
+            judgements = iter(self._judge(asked) if asked else ())
+        finally:
+            for episode in replaced:
+                self._release(episode)
+        outcomes = []
+        for event, episode in zip(events, episodes, strict=True):
+            judgement = None if event.frames is None else next(judgements)
+            if isinstance(event, Start):
+                outcomes.append(Outcome(0.0, False, self._begin(episode, judgement)))
+            else:
+                outcomes.append(self._pay(event, episode, judgement))
+        return outcomes
 
     def end(self, env: int) -> None:
         """End the episode of `env`, if one is running: the model may forget its streams.
@@ -248,21 +261,29 @@ class EpisodeTracker:
         for env in range(len(self._episodes)):
             self.end(env)
 
-    def _judge(self, episodes: Sequence[_Episode]) -> list[_Judgement | None]:
-        """Ask the model about now; None where it failed and the user chose to go on."""
+    def _judge(self, asked: Sequence[list[Clip]]) -> list[_Judgement | None]:
+        """Ask the model about now; None where it failed and the user chose to go on.
+
+        Args:
+            asked: of each episode, the clips of its cameras.
+        """
         model = self.model  # one that cannot be loaded is no failed prediction: it raises
-        clips = [episode.clips() for episode in episodes]
-        flat = [clip for each in clips for clip in each]
+        flat = [clip for clips in asked for clip in clips]
+        began = time.perf_counter()
         try:
-            answers = iter(check_answers(flat, model.predict(flat)))
+            answers = check_answers(flat, model.predict(flat))
         except Exception as error:
-            self._failed(error, len(episodes))
-            return [None] * len(episodes)
+            self._failed(error, len(asked))
+            return [None] * len(asked)
+        seconds = time.perf_counter() - began
+        for watcher in self.watchers:
+            watcher(flat, answers, seconds)
         judgements: list[_Judgement | None] = []
-        for each in clips:
-            predictions = [next(answers) for _ in each]
+        remaining = iter(answers)
+        for clips in asked:
+            predictions = [next(remaining) for _ in clips]
             try:
-                for clip, prediction in zip(each, predictions, strict=True):
+                for clip, prediction in zip(clips, predictions, strict=True):
                     check_prediction(clip, prediction)
             except RewardModelError as error:
                 self._failed(error, 1)
@@ -289,8 +310,15 @@ class EpisodeTracker:
             error,
         )
 
-    def _pay(self, step: Step, judgement: _Judgement | None) -> Outcome:
-        settings, episode = self.settings, self._episodes[step.env]
+    def _begin(self, episode: _Episode, judgement: _Judgement | None) -> dict[str, Any]:
+        """Take the baseline; return the infos of the reset."""
+        episode.judgement = judgement
+        episode.detector.clear(first=judgement.success if judgement else None)
+        episode.running = True
+        return self._info(episode, predicted=judgement is not None)
+
+    def _pay(self, step: Step, episode: _Episode, judgement: _Judgement | None) -> Outcome:
+        settings = self.settings
         before, newly_done = episode.judgement, False
         if judgement is not None:
             newly_done = not episode.detector.fired and episode.detector.update(judgement.success)

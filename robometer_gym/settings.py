@@ -131,6 +131,15 @@ class RewardSettings:
         self.new_history()
         self.new_detector()
 
+    def due(self, step: int, ended: bool) -> bool:
+        """Return whether a prediction, and so a frame, belongs to a step.
+
+        Args:
+            step: which step of its episode it is, from 1.
+            ended: whether the environment ended the episode with it.
+        """
+        return ended or step % self.predict_every == 0
+
     def new_history(self) -> FrameHistory:
         """Make the frame store of one camera."""
         return FrameHistory(self.max_frames, self.sampling)

@@ -121,12 +121,13 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         )
         gym.Wrapper.__init__(self, env)
         self._cameras = Cameras(chosen.camera, chosen.frame_size, env)
-        self._tracker = EpisodeTracker(chosen, reward_model)
+        self.tracker = EpisodeTracker(chosen, reward_model)
+        """What follows the episode; its `watchers` are told what the model sees and says."""
 
     @property
     def task(self) -> str:
         """The instruction of the current episode; before the first, the one given at the start."""
-        return self._tracker.task(0) if self._tracker.running(0) else self._task
+        return self.tracker.task(0) if self.tracker.running(0) else self._task
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -139,21 +140,21 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         """
         task = (options or {}).get("task")
         task = self._task if task is None else check_task(task)
-        self._tracker.end(0)  # also if the environment fails now
+        self.tracker.end(0)  # also if the environment fails now
         observation, info = self.env.reset(seed=seed, options=options)
         frames = self._cameras.read(self.env, observation)
-        (begun,) = self._tracker.begin([Start(0, task, frames)])
-        return observation, {**info, **begun}
+        (begun,) = self.tracker.advance([Start(0, task, frames)])
+        return observation, {**info, **begun.info}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Make one step and pay for it; see the class for what `info` holds."""
-        if not self._tracker.running(0):
+        if not self.tracker.running(0):
             raise ResetNeeded(
                 "No episode is running: call reset() first. "
                 "(An episode also ends when success is detected; see terminate_on_success.)"
             )
         observation, reward, terminated, truncated, info = self.env.step(action)
-        due = self._tracker.due(0, ended=bool(terminated or truncated))
+        due = self.tracker.due(0, ended=bool(terminated or truncated))
         step = Step(
             env=0,
             reward=float(reward),
@@ -162,7 +163,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             frames=self._look(observation) if due else None,
             reports_success="is_success" in info or "success" in info,
         )
-        (outcome,) = self._tracker.step([step])
+        (outcome,) = self.tracker.advance([step])
         return (
             observation,
             outcome.reward,
@@ -175,10 +176,10 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         try:
             return self._cameras.read(self.env, observation)
         except BaseException:
-            self._tracker.end(0)  # a frame is missing: what was seen no longer fits
+            self.tracker.end(0)  # a frame is missing: what was seen no longer fits
             raise
 
     def close(self) -> None:
         """End the episode and close the environment."""
-        self._tracker.close()
+        self.tracker.close()
         super().close()

@@ -38,9 +38,8 @@ class Drive:
         for env in envs:
             self.episodes[env] += 1
             self.steps[env] = 0
-        return self.tracker.begin(
-            [Start(env, TASKS[env], picture(env, self.episodes[env], 0)) for env in envs]
-        )
+        starts = [Start(env, TASKS[env], picture(env, self.episodes[env], 0)) for env in envs]
+        return [outcome.info for outcome in self.tracker.advance(starts)]
 
     def step(self, *envs: int, ends: Sequence[int] = (), reward: float = 0.0) -> list[Outcome]:
         steps = []
@@ -49,7 +48,7 @@ class Drive:
             due = self.tracker.due(env, ended=env in ends)
             frames = picture(env, self.episodes[env], self.steps[env]) if due else None
             steps.append(Step(env, reward, env in ends, False, frames))
-        return self.tracker.step(steps)
+        return self.tracker.advance(steps)
 
 
 def drive(model: Any, num_envs: int = 2, **settings: Any) -> Drive:
