@@ -27,6 +27,7 @@ __all__ = [
     "check_prediction",
     "check_predictions",
     "check_task",
+    "check_tasks",
     "frame_cure",
 ]
 
@@ -66,6 +67,23 @@ def check_task(task: object) -> str:
             "Remove it."
         )
     return task
+
+
+def check_tasks(task: object, num_envs: int) -> list[str]:
+    """Return one instruction per environment: `task` for all, or a sequence of them as it is.
+
+    Raises:
+        TypeError: no string, and no sequence of strings.
+        ValueError: not one per environment, or one of them is no instruction.
+    """
+    if isinstance(task, str) or not isinstance(task, Sequence):
+        return [check_task(task)] * num_envs
+    if len(task) != num_envs:
+        raise ValueError(
+            f"task must be one instruction, or one for each of the {num_envs} environments; "
+            f"got {len(task)}."
+        )
+    return [check_task(each) for each in task]
 
 
 def frame_cure(frame: object) -> str:

@@ -1,0 +1,189 @@
+"""FrameCapture: the inner wrapper that keeps the frame which a vector environment would lose.
+
+A vector environment resets a sub-environment as soon as its episode ends, and renders it, if asked,
+as it is afterwards. So each sub-environment's frames are taken inside, in its own process, and
+travel with its infos to the outer wrapper, which reads them with `Captures`. Knows nothing of
+models and imports no torch: the workers of a vector environment stay light.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any, NamedTuple, SupportsFloat
+
+import cloudpickle
+import gymnasium as gym
+from gymnasium.utils import RecordConstructorArgs
+
+from robometer_gym.camera import Cameras
+from robometer_gym.episode import Event, Start, Step
+from robometer_gym.reward_model import Frame
+from robometer_gym.settings import RewardSettings
+from robometer_gym.transport import Inbox, Note, Outbox, Parcel
+
+__all__ = ["CAPTURE", "Capture", "Captures", "FrameCapture", "SubEnvironmentError"]
+
+CAPTURE = "robometer/capture"
+"""The key of a `Capture` in a sub-environment's infos. The outer wrapper takes it out."""
+
+
+class SubEnvironmentError(RuntimeError):
+    """One environment of several has failed; the message says which one and why."""
+
+
+class Capture(NamedTuple):
+    """What one sub-environment says of one step or reset.
+
+    `step` is counted from the reset, which is 0; `reward` is the environment's own; `frames` is
+    None where no prediction is due; `error` is the traceback of what went wrong instead.
+    """
+
+    step: int = 0
+    reward: float = 0.0
+    reports_success: bool = False
+    frames: Mapping[str, Frame] | Note | None = None
+    error: str | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Capture:
+        """Return itself: DummyVecEnv copies its infos deeply, and frames are never written to."""
+        return self
+
+
+class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Takes the frames of one sub-environment for a reward wrapper around all of them.
+
+    The first wrapper around each sub-environment (and outside its `TimeLimit`, which `gym.make`
+    applies). It renders only at steps whose frame is kept. An exception of the environment becomes
+    a message as well, so that no worker dies of it: the outer wrapper raises it, with the number
+    of the environment. Until an outer wrapper has said what to capture it does nothing.
+
+    Args:
+        env: the sub-environment.
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv
+        >>> env = FrameCapture(CountingEnv(lengths=[3]))
+        >>> env.begin_capture(cloudpickle.dumps(RewardSettings(predict_every=2)))
+        >>> _, info = env.reset()
+        >>> captures = [env.step(0)[4][CAPTURE] for _ in range(3)]
+        >>> [CountingEnv.read(c.frames["render"])["step"] if c.frames else None for c in captures]
+        [None, 2, 3]
+    """
+
+    model_saw_success = False
+    """Set by the outer wrapper where the environment goes on: the next step is a reset."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self._settings: RewardSettings | None = None
+        self._cameras: Cameras | None = None
+        self._outbox = Outbox()
+        self._steps = 0
+
+    def begin_capture(self, settings: bytes) -> str | None:
+        """Capture from now on.
+
+        Args:
+            settings: `RewardSettings`, pickled by cloudpickle: a camera may be a lambda.
+
+        Returns:
+            None, or why it cannot be done.
+        """
+        chosen = cloudpickle.loads(settings)
+        try:
+            self._cameras = Cameras(chosen.camera, chosen.frame_size, self.env)
+        except ValueError as error:
+            return str(error)
+        self._settings = chosen
+        return None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset, and take the first frame."""
+        self.model_saw_success = False
+        if self._settings is None:
+            return self.env.reset(seed=seed, options=options)
+        self._steps = 0
+        try:
+            observation, info = self.env.reset(seed=seed, options=options)
+            if "robometer/progress" in info:
+                raise ValueError("The environment is in a RobometerRewardWrapper already.")
+            capture = Capture(frames=self._look(observation))
+        except Exception:
+            observation, info, capture = self.observation_space.sample(), {}, _failed()
+        return observation, {**info, CAPTURE: capture}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Make a step, and take a frame if one is due."""
+        if self.model_saw_success:
+            observation, info = self.reset()
+            return observation, 0.0, False, False, info
+        if self._settings is None:
+            return self.env.step(action)
+        self._steps += 1
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            due = self._settings.due(self._steps, bool(terminated or truncated))
+            frames = self._look(observation) if due else None
+        except Exception:
+            nobody_sees = self.observation_space.sample()
+            return nobody_sees, 0.0, False, False, {CAPTURE: _failed()}
+        reports_success = "is_success" in info or "success" in info
+        capture = Capture(self._steps, float(reward), reports_success, frames)
+        return observation, reward, terminated, truncated, {**info, CAPTURE: capture}
+
+    def _look(self, observation: Any) -> Parcel:
+        assert self._cameras is not None, "set together with the settings"
+        return Parcel(self._cameras.read(self.env, observation), self._outbox)
+
+
+def _failed() -> Capture:
+    return Capture(error=traceback.format_exc())
+
+
+class Captures:
+    """Reads what the sub-environments sent.
+
+    Example:
+        >>> import numpy as np
+        >>> frames = {"render": np.full((4, 4, 3), 9, np.uint8)}
+        >>> Captures().event(3, Capture(frames=frames), "open the drawer").env
+        3
+    """
+
+    def __init__(self) -> None:
+        self._inbox = Inbox()
+
+    def event(
+        self,
+        env: int,
+        capture: Capture,
+        task: str,
+        terminated: bool = False,
+        truncated: bool = False,
+    ) -> Event:
+        """Return what has happened in one environment, for the EpisodeTracker.
+
+        Args:
+            env: its number.
+            capture: what it sent.
+            task: of the episode, if this is the start of one.
+            terminated: what the vector environment said of it.
+            truncated: likewise.
+
+        Raises:
+            SubEnvironmentError: the environment failed.
+        """
+        if capture.error is not None:
+            cause = capture.error.strip().splitlines()[-1]
+            raise SubEnvironmentError(
+                f"Environment {env} failed: {cause}\n\nIn environment {env}:\n{capture.error}"
+            )
+        frames = None if capture.frames is None else self._inbox.open(capture.frames)
+        if capture.step == 0:
+            assert frames is not None, "a reset is always captured"
+            return Start(env, task, frames)
+        return Step(env, capture.reward, terminated, truncated, frames, capture.reports_success)

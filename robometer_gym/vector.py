@@ -1,0 +1,363 @@
+"""RobometerVectorRewardWrapper: the reward of many Gymnasium environments from their cameras.
+
+Brings the EpisodeTracker what `gymnasium.vector` says, in each of its autoreset modes, and takes
+back what it decides. Knows nothing of when a prediction is due or of how progress becomes a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, Literal
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import (
+    AsyncVectorEnv,
+    AutoresetMode,
+    SyncVectorEnv,
+    VectorEnv,
+    VectorWrapper,
+)
+from gymnasium.vector.utils import iterate
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from numpy.typing import NDArray
+from typing_extensions import Unpack
+
+from robometer_gym.capture import CAPTURE, Capture, Captures, FrameCapture
+from robometer_gym.episode import EpisodeTracker, Event, Step
+from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
+from robometer_gym.reward_model import check_task, check_tasks
+from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
+from robometer_gym.workers import close_workers, naming_dead_workers
+
+__all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
+
+Infos = dict[str, Any]
+
+
+@documented_by_settings
+class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
+    """Pays the agents from their cameras, and ends each episode where it sees success.
+
+    The same rewards, ends and infos as `RobometerRewardWrapper` gives for the same episodes, in
+    every autoreset mode. Predictions that are due at one step are made in one batch, by one model
+    in this process. Where an episode ends because the model saw success, that sub-environment is
+    really reset, and no other: at the next step under NEXT_STEP, where its action is ignored and
+    0.0 is paid; in the same step under SAME_STEP, with `final_obs` and `final_info`; by you under
+    DISABLED, with `reset(options={"reset_mask": ...})`. The reset transition is never scored.
+
+    `make_robometer_vec` builds the whole stack. By hand: `FrameCapture` around each
+    sub-environment, this outside, `gymnasium.wrappers.vector.RecordEpisodeStatistics` outside this.
+
+    `infos` has what `RobometerRewardWrapper` describes, as arrays (N,) with a mask beside each, as
+    Gymnasium does; under SAME_STEP the last step's are in `infos["final_info"]`. A
+    `reset(options={"task": ...})` changes the task of the episodes that begin with it.
+
+    Args:
+        env: a `SyncVectorEnv` or `AsyncVectorEnv` whose sub-environments are in `FrameCapture`.
+        task: what the robots should do, in words: one for all, or one for each environment.
+        reward_model: see `RobometerRewardWrapper`. It lives in this process; workers have none.
+        **settings: see `robometer_gym.settings.RewardSettings`, or the signature.
+
+    Raises:
+        ValueError: sub-environments without `FrameCapture`, one that is wrapped already, a setting
+            out of range, a camera that the env does not have, an empty task.
+        TypeError: a setting of the wrong kind.
+        ResetNeeded: `step` before `reset`, or after an error, or where an episode has ended and
+            nobody resets it.
+        SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
+            worker died. All episodes are over then.
+        CheckpointError: at the first reset, a model that cannot be loaded.
+        RewardModelError: an answer of the model that is no prediction; the episodes are over, too.
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+        >>> envs = RobometerVectorRewardWrapper(
+        ...     gym.vector.SyncVectorEnv([lambda: FrameCapture(CountingEnv())] * 2),
+        ...     task="push the block",
+        ...     reward_model=ScriptedRewardModel(progress=[0.0, 0.0, 0.25, 0.5]),
+        ...     predict_every=1,
+        ... )
+        >>> _ = envs.reset(seed=0)
+        >>> envs.step(envs.action_space.sample())[1].tolist()
+        [0.25, 0.5]
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, NDArray[Any]],
+        task: str | Sequence[str],
+        reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+        **settings: Unpack[RewardOptions],
+    ) -> None:
+        _check_unwrapped(env)
+        super().__init__(env)
+        chosen = RewardSettings(**settings)
+        self._tasks = check_tasks(task, self.num_envs)
+        self.tracker = EpisodeTracker(chosen, reward_model, self.num_envs)
+        """What follows the episodes; its `watchers` are told what the model sees and says."""
+        self._mode = env.metadata["autoreset_mode"]
+        self._core: Any = env.unwrapped
+        self._captures = Captures()
+        self._begin_capture(chosen)
+
+    def _begin_capture(self, settings: RewardSettings) -> None:
+        """Tell the inner wrappers which frames are wanted."""
+        if not hasattr(self._core, "call"):
+            raise ValueError(
+                f"{self._core} has no sub-environments whose frames could be taken. Give a "
+                "SyncVectorEnv or an AsyncVectorEnv, as make_robometer_vec does."
+            )
+        with naming_dead_workers(self._core):
+            captured = self._core.call("has_wrapper_attr", "begin_capture")
+            if not all(captured):
+                raise ValueError(
+                    "Each sub-environment must be in a FrameCapture, or its last frame would be "
+                    "lost: gym.make_vec(..., wrappers=[FrameCapture]), or make_robometer_vec."
+                )
+            problems = self._core.call("begin_capture", cloudpickle.dumps(settings))
+        for problem in problems:
+            if problem is not None:
+                raise ValueError(problem)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The instruction of each environment's current episode, or of its next."""
+        return [
+            self.tracker.task(env) if self.tracker.running(env) else task
+            for env, task in enumerate(self._tasks)
+        ]
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, Infos]:
+        """Begin episodes and predict their baselines, in one batch.
+
+        Args:
+            seed: goes to the environments.
+            options: goes to the environments; "task" is the instruction of the episodes that begin
+                now, and "reset_mask", (N,) bool, says which do.
+        """
+        options = {} if options is None else dict(options)  # Gymnasium takes the mask out of it
+        task = options.get("task")
+        tasks = self._tasks if task is None else [check_task(task)] * self.num_envs
+        for env in np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs))).tolist():
+            self.tracker.end(env)  # also if the environment fails now
+        try:
+            return self._reset(tasks, seed, options)
+        except BaseException:
+            self.tracker.close()
+            raise
+
+    def step(
+        self, actions: Any
+    ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
+        """Step all environments and pay for it; see the class for what `infos` holds."""
+        try:
+            return self._step(actions)
+        except BaseException:
+            self.tracker.close()  # what the others have done is lost: all begin anew
+            raise
+
+    def _reset(
+        self, tasks: Sequence[str], seed: int | list[int | None] | None, options: dict[str, Any]
+    ) -> tuple[Any, Infos]:
+        with naming_dead_workers(self._core):
+            observations, infos = self.env.reset(
+                seed=seed,  # type: ignore[arg-type] # a list will do, too
+                options=options or None,
+            )
+        starts = [self._captures.event(env, said, tasks[env]) for env, said in _captures(infos)]
+        outcomes = self.tracker.advance(starts)
+        self._tell(infos, [(s.env, o.info) for s, o in zip(starts, outcomes, strict=True)])
+        return observations, infos
+
+    def _step(
+        self, actions: Any
+    ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
+        with naming_dead_workers(self._core):
+            observations, _, terminations, truncations, infos = self.env.step(actions)
+        last, events = self._events(infos, terminations.tolist(), truncations.tolist())
+        outcomes = self.tracker.advance(events)
+        rewards = np.zeros(self.num_envs)
+        now: list[tuple[int, Infos]] = []
+        saw_success = []  # where the sub-environment itself would go on
+        for event, outcome in zip(events, outcomes, strict=True):
+            now.append((event.env, outcome.info))
+            if isinstance(event, Step):
+                rewards[event.env] = outcome.reward
+                if outcome.terminated and not (event.terminated or event.truncated):
+                    saw_success.append(event.env)
+                terminations[event.env] = outcome.terminated
+        if last:
+            self._tell(infos["final_info"], now[:last])
+        self._tell(infos, now[last:])
+        if saw_success:
+            observations, infos = self._end_episodes(saw_success, observations, infos)
+        return observations, rewards, terminations, truncations, infos
+
+    def _events(
+        self, infos: Infos, terminated: Sequence[bool], truncated: Sequence[bool]
+    ) -> tuple[int, list[Event]]:
+        """What has happened, and how many of the events are last steps before a reset."""
+        events = [
+            self._captures.event(env, said, "", terminated[env], truncated[env])
+            for env, said in _captures(infos.get("final_info", {}))  # under SAME_STEP
+        ]
+        last = len(events)
+        events += [
+            self._captures.event(env, said, self._tasks[env], terminated[env], truncated[env])
+            for env, said in _captures(infos)
+        ]
+        for event in events:
+            if isinstance(event, Step) and not self.tracker.running(event.env):
+                raise ResetNeeded(
+                    f"No episode is running in environment {event.env}: call reset() first. (An "
+                    "episode also ends when success is detected, and all of them at an error; with "
+                    'autoreset disabled, call reset(options={"reset_mask": ...}) for those.)'
+                )
+        return last, events
+
+    def _end_episodes(
+        self, envs: Sequence[int], observations: Any, infos: Infos
+    ) -> tuple[Any, Infos]:
+        """Reset sub-environments that do not know that their episode is over."""
+        mask = np.zeros(self.num_envs, np.bool_)
+        mask[envs] = True
+        if self._mode is AutoresetMode.NEXT_STEP:
+            with naming_dead_workers(self._core):
+                self._core.set_attr("model_saw_success", mask.tolist())
+        if self._mode is not AutoresetMode.SAME_STEP:
+            return observations, infos
+        each = list(iterate(self.observation_space, observations))
+        for env in envs:
+            final = {"final_obs": deepcopy(each[env]), "final_info": _take(infos, env)}
+            infos = self._add_info(infos, final, env)
+        observations, begun = self._reset(self._tasks, None, {"reset_mask": mask})
+        for env in envs:
+            infos = self._add_info(infos, _take(begun, env), env)
+        return observations, infos
+
+    def _tell(self, infos: Infos, told: Sequence[tuple[int, Infos]]) -> None:
+        """Add what is to be told of some environments, as `_add_info` would, key by key."""
+        columns: dict[str, tuple[list[int], list[Any]]] = {}
+        for env, info in told:
+            for key, value in info.items():
+                envs, values = columns.setdefault(key, ([], []))
+                envs.append(env)
+                values.append(value)
+        for key, (envs, values) in columns.items():
+            if key not in infos:
+                infos[key] = np.zeros(self.num_envs, type(values[0]))
+                infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
+            infos[key][envs] = values
+            infos[f"_{key}"][envs] = True
+
+    def close(self, **kwargs: Any) -> None:
+        """End all episodes and close the environments; no worker stays behind."""
+        self.tracker.close()
+        close_workers(self._core, partial(super().close, **kwargs))
+
+
+def _check_unwrapped(env: Any) -> None:
+    """Refuse environments that are paid by a model already."""
+    while isinstance(env, VectorWrapper):
+        if isinstance(env, RobometerVectorRewardWrapper):
+            raise ValueError("These environments are in a RobometerVectorRewardWrapper already.")
+        env = env.env
+
+
+def _captures(infos: Infos) -> Iterable[tuple[int, Capture]]:
+    """Take what the inner wrappers said out of the infos, with the number of each environment."""
+    said = infos.pop(CAPTURE, ())
+    mask = infos.pop(f"_{CAPTURE}", ())
+    return [(env, said[env]) for env, there in enumerate(mask) if there]
+
+
+def _take(infos: Infos, env: int) -> Infos:
+    """Take the infos of one environment out of those of all."""
+    taken: Infos = {}
+    for key, value in list(infos.items()):
+        mask = infos.get(f"_{key}")
+        if mask is None or not mask[env]:
+            continue
+        mask[env] = False
+        if isinstance(value, dict):
+            taken[key] = _take(value, env)
+            continue
+        one = value[env]
+        taken[key] = bool(one) if value.dtype == np.bool_ and value.ndim == 1 else deepcopy(one)
+        value[env] = None if value.dtype == object else 0
+    return taken
+
+
+def make_robometer_vec(
+    env: str | gym.envs.registration.EnvSpec | Callable[..., gym.Env[Any, Any]],
+    task: str | Sequence[str],
+    num_envs: int = 1,
+    reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+    *,
+    vectorization_mode: Literal["sync", "async"] = "sync",
+    env_kwargs: dict[str, Any] | None = None,
+    vector_kwargs: dict[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+    **settings: Unpack[RewardOptions],
+) -> RecordEpisodeStatistics[Any, Any]:
+    """Make environments that are paid by a reward model, with everything in its right place.
+
+    From the inside: the environment, `wrappers`, `FrameCapture`, the vector environment,
+    `RobometerVectorRewardWrapper`, `RecordEpisodeStatistics` (so that it counts what is paid).
+
+    Args:
+        env: an id, a spec, or a function or class that makes an environment.
+        task: see `RobometerVectorRewardWrapper`.
+        num_envs: how many.
+        reward_model: see `RobometerVectorRewardWrapper`.
+        vectorization_mode: "sync" steps them one after the other, "async" in processes.
+        env_kwargs: for `gym.make`, or for the function. An id is made with
+            render_mode="rgb_array" unless they say otherwise.
+        vector_kwargs: for `SyncVectorEnv` or `AsyncVectorEnv`: `autoreset_mode`, `context`, ...
+        wrappers: applied to each environment, the first one innermost.
+        **settings: see `robometer_gym.settings.RewardSettings`.
+
+    Raises:
+        ValueError: an unknown mode; see `RobometerVectorRewardWrapper` for the rest.
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+        >>> model = ScriptedRewardModel(progress=lambda clip: clip.steps[-1] / 8)
+        >>> envs = make_robometer_vec(CountingEnv, "push it", 2, model, env_kwargs={"lengths": [4]})
+        >>> _ = envs.reset(seed=0)
+        >>> [envs.step([0, 0])[1].tolist() for _ in range(4)][-1]
+        [0.5, 0.5]
+    """
+    if vectorization_mode not in ("sync", "async"):
+        raise ValueError(
+            f"vectorization_mode must be 'sync' or 'async', got {vectorization_mode!r}."
+        )
+    if callable(env):
+        make: Callable[[], gym.Env[Any, Any]] = partial(env, **(env_kwargs or {}))
+    else:
+        make = partial(gym.make, env, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+
+    def captured() -> gym.Env[Any, Any]:
+        single = make()
+        for wrapper in wrappers:
+            single = wrapper(single)
+        return FrameCapture(single)
+
+    kind = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
+    envs = kind([captured] * num_envs, **(vector_kwargs or {}))
+    try:
+        paid = RobometerVectorRewardWrapper(envs, task, reward_model, **settings)
+    except BaseException:
+        envs.close()
+        raise
+    return RecordEpisodeStatistics(paid)
