@@ -36,7 +36,8 @@ class Capture(NamedTuple):
     """What one sub-environment says of one step or reset.
 
     `step` is counted from the reset, which is 0; `reward` is the environment's own; `frames` is
-    None where no prediction is due; `error` is the traceback of what went wrong instead.
+    None where no prediction is due; `reports_success` is whether the environment ever told success
+    in its info; `error` is the traceback of what went wrong instead.
     """
 
     step: int = 0
@@ -79,14 +80,18 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         self._settings: RewardSettings | None = None
         self._cameras: Cameras | None = None
+        self._every_step = False
         self._outbox = Outbox()
+        self._reports_success = False
         self._steps = 0
 
-    def begin_capture(self, settings: bytes) -> str | None:
+    def begin_capture(self, settings: bytes, every_step: bool = False) -> str | None:
         """Capture from now on.
 
         Args:
             settings: `RewardSettings`, pickled by cloudpickle: a camera may be a lambda.
+            every_step: say something of steps without a frame, too: the reward in full precision,
+                where a vector environment keeps less of it. It takes time.
 
         Returns:
             None, or why it cannot be done.
@@ -96,7 +101,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self._cameras = Cameras(chosen.camera, chosen.frame_size, self.env)
         except ValueError as error:
             return str(error)
-        self._settings = chosen
+        self._settings, self._every_step = chosen, every_step
         return None
 
     def reset(
@@ -107,6 +112,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         if self._settings is None:
             return self.env.reset(seed=seed, options=options)
         self._steps = 0
+        options = options or None  # Gymnasium takes "reset_mask" out and leaves {}; alone: None
         try:
             observation, info = self.env.reset(seed=seed, options=options)
             if "robometer/progress" in info:
@@ -131,9 +137,12 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         except Exception:
             nobody_sees = self.observation_space.sample()
             return nobody_sees, 0.0, False, False, {CAPTURE: _failed()}
-        reports_success = "is_success" in info or "success" in info
-        capture = Capture(self._steps, float(reward), reports_success, frames)
-        return observation, reward, terminated, truncated, {**info, CAPTURE: capture}
+        if "is_success" in info or "success" in info:
+            self._reports_success = True
+        if due or self._every_step:
+            capture = Capture(self._steps, float(reward), self._reports_success, frames)
+            info = {**info, CAPTURE: capture}
+        return observation, reward, terminated, truncated, info
 
     def _look(self, observation: Any) -> Parcel:
         assert self._cameras is not None, "set together with the settings"

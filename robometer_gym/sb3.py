@@ -104,7 +104,8 @@ class VecRobometerReward(VecEnvWrapper):
         """What follows the episodes; its `watchers` are told what the model sees and says."""
         self._captures = Captures()
         with naming_dead_workers(venv):
-            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen))
+            # At every step, because DummyVecEnv keeps rewards in single precision.
+            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), every_step=True)
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
@@ -168,8 +169,10 @@ class VecRobometerReward(VecEnvWrapper):
         saw_success = []  # where the environment itself would go on
         for env, outcome in enumerate(outcomes[: self.num_envs]):
             infos[env].update(outcome.info)
-            if outcome.terminated and not dones[env]:
-                saw_success.append(env)
+            if outcome.terminated:
+                infos[env]["TimeLimit.truncated"] = False  # also if success came with the limit
+                if not dones[env]:
+                    saw_success.append(env)
         for env, outcome in zip(reset, outcomes[self.num_envs :], strict=True):
             self.reset_infos[env].update(outcome.info)
         if saw_success:
@@ -209,7 +212,6 @@ class VecRobometerReward(VecEnvWrapper):
             begun = self.venv.env_method("reset", indices=envs)
         for env, (observation, _) in zip(envs, begun, strict=True):
             infos[env]["terminal_observation"] = _exchange(observations, env, observation)
-            infos[env]["TimeLimit.truncated"] = False
         self._begin(envs, [info for _, info in begun], self._tasks)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ back what it decides. Knows nothing of when a prediction is due or of how progre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
@@ -174,7 +174,9 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
                 seed=seed,  # type: ignore[arg-type] # a list will do, too
                 options=options or None,
             )
-        starts = [self._captures.event(env, said, tasks[env]) for env, said in _captures(infos)]
+        starts = [
+            self._captures.event(env, said, tasks[env]) for env, said in _captures(infos).items()
+        ]
         outcomes = self.tracker.advance(starts)
         self._tell(infos, [(s.env, o.info) for s, o in zip(starts, outcomes, strict=True)])
         return observations, infos
@@ -183,39 +185,48 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
         self, actions: Any
     ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
         with naming_dead_workers(self._core):
-            observations, _, terminations, truncations, infos = self.env.step(actions)
-        last, events = self._events(infos, terminations.tolist(), truncations.tolist())
+            observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        ended = list(zip(terminations.tolist(), truncations.tolist(), strict=True))
+        # Under SAME_STEP what was said of the last step of an episode stands apart.
+        events = [
+            self._captures.event(env, said, "", *ended[env])
+            for env, said in _captures(infos.get("final_info", {})).items()
+        ]
+        last = len(events)
+        events += self._now(_captures(infos), rewards.tolist(), ended)
+        self._check_running(events)
         outcomes = self.tracker.advance(events)
-        rewards = np.zeros(self.num_envs)
-        now: list[tuple[int, Infos]] = []
         saw_success = []  # where the sub-environment itself would go on
         for event, outcome in zip(events, outcomes, strict=True):
-            now.append((event.env, outcome.info))
             if isinstance(event, Step):
                 rewards[event.env] = outcome.reward
-                if outcome.terminated and not (event.terminated or event.truncated):
-                    saw_success.append(event.env)
-                terminations[event.env] = outcome.terminated
+                if outcome.terminated and not event.terminated:
+                    terminations[event.env] = True
+                    if not event.truncated:
+                        saw_success.append(event.env)
+        told = [(event.env, o.info) for event, o in zip(events, outcomes, strict=True)]
         if last:
-            self._tell(infos["final_info"], now[:last])
-        self._tell(infos, now[last:])
+            self._tell(infos["final_info"], told[:last])
+        self._tell(infos, told[last:])
         if saw_success:
             observations, infos = self._end_episodes(saw_success, observations, infos)
         return observations, rewards, terminations, truncations, infos
 
-    def _events(
-        self, infos: Infos, terminated: Sequence[bool], truncated: Sequence[bool]
-    ) -> tuple[int, list[Event]]:
-        """What has happened, and how many of the events are last steps before a reset."""
-        events = [
-            self._captures.event(env, said, "", terminated[env], truncated[env])
-            for env, said in _captures(infos.get("final_info", {}))  # under SAME_STEP
+    def _now(
+        self,
+        captures: dict[int, Capture],
+        rewards: Sequence[float],
+        ended: Sequence[tuple[bool, bool]],
+    ) -> list[Event]:
+        """What has happened in each environment; nothing is said of a step without a frame."""
+        return [
+            self._captures.event(env, captures[env], self._tasks[env], *ended[env])
+            if env in captures
+            else Step(env, reward, False, False, None)
+            for env, reward in enumerate(rewards)
         ]
-        last = len(events)
-        events += [
-            self._captures.event(env, said, self._tasks[env], terminated[env], truncated[env])
-            for env, said in _captures(infos)
-        ]
+
+    def _check_running(self, events: Sequence[Event]) -> None:
         for event in events:
             if isinstance(event, Step) and not self.tracker.running(event.env):
                 raise ResetNeeded(
@@ -223,7 +234,6 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
                     "episode also ends when success is detected, and all of them at an error; with "
                     'autoreset disabled, call reset(options={"reset_mask": ...}) for those.)'
                 )
-        return last, events
 
     def _end_episodes(
         self, envs: Sequence[int], observations: Any, infos: Infos
@@ -246,19 +256,22 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
         return observations, infos
 
     def _tell(self, infos: Infos, told: Sequence[tuple[int, Infos]]) -> None:
-        """Add what is to be told of some environments, as `_add_info` would, key by key."""
-        columns: dict[str, tuple[list[int], list[Any]]] = {}
+        """Add what is to be told of some environments, as `_add_info` would, but all at once."""
+        alike: dict[tuple[str, ...], list[tuple[int, Infos]]] = {}
         for env, info in told:
-            for key, value in info.items():
-                envs, values = columns.setdefault(key, ([], []))
-                envs.append(env)
-                values.append(value)
-        for key, (envs, values) in columns.items():
-            if key not in infos:
-                infos[key] = np.zeros(self.num_envs, type(values[0]))
-                infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
-            infos[key][envs] = values
-            infos[f"_{key}"][envs] = True
+            alike.setdefault(tuple(info), []).append((env, info))
+        for keys, group in alike.items():
+            envs = [env for env, _ in group]
+            for key in keys:
+                values = np.array([info[key] for _, info in group])
+                if len(envs) == self.num_envs:
+                    infos[key], infos[f"_{key}"] = values, np.ones(self.num_envs, np.bool_)
+                    continue
+                if key not in infos:
+                    infos[key] = np.zeros(self.num_envs, values.dtype)
+                    infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
+                infos[key][envs] = values
+                infos[f"_{key}"][envs] = True
 
     def close(self, **kwargs: Any) -> None:
         """End all episodes and close the environments; no worker stays behind."""
@@ -274,11 +287,12 @@ def _check_unwrapped(env: Any) -> None:
         env = env.env
 
 
-def _captures(infos: Infos) -> Iterable[tuple[int, Capture]]:
-    """Take what the inner wrappers said out of the infos, with the number of each environment."""
-    said = infos.pop(CAPTURE, ())
-    mask = infos.pop(f"_{CAPTURE}", ())
-    return [(env, said[env]) for env, there in enumerate(mask) if there]
+def _captures(infos: Infos) -> dict[int, Capture]:
+    """Take what the inner wrappers said out of the infos, by the number of each environment."""
+    if CAPTURE not in infos:
+        return {}
+    said, mask = infos.pop(CAPTURE), infos.pop(f"_{CAPTURE}")
+    return {env: said[env] for env in np.flatnonzero(mask).tolist()}
 
 
 def _take(infos: Infos, env: int) -> Infos:
