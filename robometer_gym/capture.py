@@ -102,6 +102,8 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         except ValueError as error:
             return str(error)
         self._settings, self._every_step = chosen, every_step
+        # Anew, too: whoever captured before has taken the outbox's memory.
+        self._outbox, self._reports_success = Outbox(), False
         return None
 
     def reset(
@@ -134,13 +136,14 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             observation, reward, terminated, truncated, info = self.env.step(action)
             due = self._settings.due(self._steps, bool(terminated or truncated))
             frames = self._look(observation) if due else None
+            reward = float(reward)
+            if "is_success" in info or "success" in info:
+                self._reports_success = True
         except Exception:
             nobody_sees = self.observation_space.sample()
             return nobody_sees, 0.0, False, False, {CAPTURE: _failed()}
-        if "is_success" in info or "success" in info:
-            self._reports_success = True
         if due or self._every_step:
-            capture = Capture(self._steps, float(reward), self._reports_success, frames)
+            capture = Capture(self._steps, reward, self._reports_success, frames)
             info = {**info, CAPTURE: capture}
         return observation, reward, terminated, truncated, info
 

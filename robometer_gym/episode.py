@@ -156,6 +156,7 @@ class EpisodeTracker:
         self, settings: RewardSettings, reward_model: RewardModelLike, num_envs: int = 1
     ) -> None:
         self.settings = settings
+        self.num_envs = num_envs
         self.errors = 0
         """How often a prediction has failed since the tracker was made."""
         self._reward_model = check_reward_model_like(reward_model)
@@ -192,6 +193,10 @@ class EpisodeTracker:
     def task(self, env: int) -> str:
         """Return the instruction of the current episode of `env`."""
         return self._episodes[env].task
+
+    def reports_success(self, env: int) -> bool:
+        """Return whether `env` has ever told success in its infos: else `is_success` is ours."""
+        return self._episodes[env].reports_success
 
     def due(self, env: int, ended: bool) -> bool:
         """Return whether the step that `env` has just made needs a prediction, and so a frame.

@@ -1,7 +1,8 @@
 """Stable-Baselines3: VecRobometerReward pays a VecEnv from its cameras.
 
 Brings the EpisodeTracker what a `VecEnv` says and takes back what it decides. Knows nothing of when
-a prediction is due or of how progress becomes a reward.
+a prediction is due or of how progress becomes a reward. `make_robometer_vec_env` builds the whole
+stack, and `RobometerCallback` shows what it does.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ try:
         VecEnvWrapper,
         VecMonitor,
     )
+
+    from robometer_gym.callback import RobometerCallback
 except ImportError as error:
     raise DependencyNotInstalled(
         "robometer_gym.sb3 needs stable-baselines3: pip install 'robometer-gym[sb3]'."
     ) from error
 
-__all__ = ["VecRobometerReward", "make_robometer_vec_env"]
+__all__ = ["RobometerCallback", "VecRobometerReward", "make_robometer_vec_env"]
 
 Infos = list[dict[str, Any]]
 

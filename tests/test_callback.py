@@ -1,0 +1,214 @@
+"""RobometerCallback: the figures in TensorBoard, and the clips that fooled the model."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium.error import DependencyNotInstalled
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecNormalize
+
+from robometer_gym import Clip
+from robometer_gym.data import read_video
+from robometer_gym.sb3 import RobometerCallback, make_robometer_vec_env
+from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+
+# Episodes 0, 1, 2, 3, 0, ...: really done or not, and seen as done or not.
+REALLY = [True, False, True, False]
+SEEN = [True, True, False, False]
+LENGTH = 6
+
+
+def success(clip: Clip) -> float:
+    now = CountingEnv.read(clip.images[-1])
+    return float(SEEN[now["episode"] % 4] and now["step"] == LENGTH)
+
+
+def progress(clip: Clip) -> float:
+    return CountingEnv.read(clip.images[-1])["step"] / 8
+
+
+class SlowModel(ScriptedRewardModel):
+    """Takes a millisecond at least."""
+
+    def predict(self, clips):
+        time.sleep(0.001)
+        return super().predict(clips)
+
+
+def learn(
+    tmp_path, callback, *, truth: bool = True, episodes: int = 8, num_envs: int = 1, wrap=None
+):
+    """Train PPO on counted episodes; return the rows that were logged and the model."""
+    kwargs = {"lengths": [LENGTH], "success": REALLY if truth else None, "size": (24, 32)}
+    model = SlowModel(progress, success)
+    venv = make_robometer_vec_env(
+        CountingEnv,
+        "push the block",
+        num_envs,
+        model,
+        env_kwargs=kwargs,
+        predict_every=3,
+        success_votes=1,
+    )
+    venv = venv if wrap is None else wrap(venv)
+    agent = PPO(
+        "MlpPolicy", venv, n_steps=LENGTH * episodes, batch_size=6, n_epochs=1, device="cpu"
+    )
+    agent.set_logger(configure(str(tmp_path), ["csv"]))
+    agent.learn(LENGTH * episodes * num_envs, callback=callback)
+    venv.close()
+    return rows_of(agent, tmp_path), model
+
+
+def rows_of(agent, folder):
+    """What was logged."""
+    agent.logger.close()
+    with open(folder / "progress.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_logged_is_what_happened(tmp_path):
+    """A curve in TensorBoard would show something else than what the model said."""
+    rows, model = learn(tmp_path, RobometerCallback())
+    found = {
+        k.removeprefix("robometer/"): float(v) for k, v in rows[-1].items() if "robometer" in k
+    }
+    # Of 8 episodes: 2 rightly seen, 2 wrongly seen, 2 overlooked, 2 rightly not seen.
+    assert found["precision"] == found["recall"] == found["f1"] == 0.5
+    assert found["false_success_rate"] == 0.5
+    assert found["detected_rate"] == 0.5
+    assert found["final_progress"] == LENGTH / 8
+    # The first baseline is predicted before callbacks are told of a training.
+    seen = model.clips[1:]
+    assert found["progress"] == pytest.approx(np.mean([progress(clip) for clip in seen]))
+    assert found["success_prob"] == pytest.approx(np.mean([success(clip) for clip in seen]))
+    assert found["prediction_ms"] >= 1.0
+    calls = len(model.batches)
+    assert 0.0 < found["model_time_share"] < 1.0
+    assert calls == 8 * 2 + 1, "a final step and the next baseline go in one batch"
+
+
+def test_rollout_success_rate_is_the_environments_own(tmp_path):
+    """SB3's own curve would show what the model believes, and hide that it is fooled."""
+    rows, _ = learn(tmp_path, RobometerCallback())
+    assert float(rows[-1]["rollout/success_rate"]) == 0.5
+    assert float(rows[-1]["rollout/ep_rew_mean"]) == LENGTH / 8
+    assert float(rows[-1]["rollout/ep_len_mean"]) == LENGTH
+
+
+def test_without_ground_truth_nothing_is_said_of_it(tmp_path):
+    """An F1 of the model against itself would be 1.0, and mean nothing."""
+    rows, _ = learn(tmp_path, callback := RobometerCallback(tmp_path / "clips"), truth=False)
+    assert float(rows[-1]["robometer/detected_rate"]) == 0.5
+    for name in ("precision", "recall", "f1", "false_success_rate"):
+        assert f"robometer/{name}" not in rows[-1]
+    assert callback.clips == []
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_clips_of_false_successes_are_kept(tmp_path, num_envs):
+    """One would see that the model is fooled, and not by what."""
+    callback = RobometerCallback(tmp_path / "clips")
+    learn(tmp_path, callback, num_envs=num_envs)
+    assert sorted(callback.clips) == sorted((tmp_path / "clips").iterdir())
+    assert len(callback.clips) == 2 * num_envs
+    for path in callback.clips:
+        video = read_video(path)
+        shown = [step_shown(frame) for frame in video.frames[:3]]
+        assert shown == pytest.approx([0, 3, 6], abs=1.4), "the ended episode, to its last frame"
+
+
+def step_shown(frame: np.ndarray) -> float:
+    """The step that a frame of the video shows; the codec changes colours a little."""
+    return float(frame[:200, :, 2].mean())
+
+
+def test_only_so_many_clips_are_kept(tmp_path):
+    """A model that is fooled all the time would fill the disk."""
+    callback = RobometerCallback(tmp_path / "clips", max_clips=1)
+    learn(tmp_path, callback)
+    assert len(callback.clips) == len(list((tmp_path / "clips").iterdir())) == 1
+
+
+def test_success_in_mid_episode_counts_as_true(tmp_path):
+    """An agent that passes through the goal would be called a false success."""
+
+    class Passing(CountingEnv):
+        def step(self, action):
+            observation, reward, terminated, truncated, _ = super().step(action)
+            return observation, reward, terminated, truncated, {"is_success": self.steps == 2}
+
+    venv = make_robometer_vec_env(
+        Passing, "push", 1, ScriptedRewardModel(0.5, 1.0), env_kwargs={"lengths": [4]}
+    )
+    agent = PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, device="cpu")
+    agent.set_logger(configure(str(tmp_path), ["csv"]))
+    agent.learn(8, callback=RobometerCallback())
+    assert float(rows_of(agent, tmp_path)[0]["robometer/precision"]) == 1.0
+
+
+def test_it_listens_through_other_wrappers_and_stops(tmp_path):
+    """VecNormalize outside would make it fail, or a second training count everything twice."""
+    callback = RobometerCallback()
+    trackers = []
+
+    def normalised(venv):
+        trackers.append(venv.tracker)
+        return VecNormalize(venv)
+
+    rows, _ = learn(tmp_path, callback, wrap=normalised)
+    assert float(rows[-1]["robometer/final_progress"]) == LENGTH / 8
+    assert trackers[0].watchers == []
+
+
+def test_after_an_interrupted_training_it_listens_once():
+    """Ctrl-C and `learn` again: every call of the model would count double."""
+    venv = make_robometer_vec_env(CountingEnv, "push", 1, ScriptedRewardModel())
+    agent = PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, device="cpu")
+
+    class Interrupt(RobometerCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 4:
+                raise KeyboardInterrupt
+            return super()._on_step()
+
+    callback = Interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(8, callback=callback)
+    assert len(venv.tracker.watchers) == 1
+    agent.learn(8, callback=callback)
+    assert venv.tracker.watchers == []
+
+
+def test_it_works_with_an_off_policy_algorithm(tmp_path):
+    """SAC, which robots are trained with, would have no curves."""
+    venv = make_robometer_vec_env(
+        "robometer_gym/TabletopReach-v0", "move the gripper to the red block", 2,
+        ScriptedRewardModel(progress=0.5), env_kwargs={"max_episode_steps": 10},
+    )  # fmt: skip
+    agent = SAC("MlpPolicy", venv, learning_starts=5, buffer_size=100, batch_size=8, device="cpu")
+    agent.set_logger(configure(str(tmp_path), ["csv"]))
+    agent.learn(100, callback=RobometerCallback())
+    rows = rows_of(agent, tmp_path)
+    assert float(rows[-1]["robometer/progress"]) == 0.5
+    assert float(rows[-1]["rollout/success_rate"]) == 0.0
+
+
+def test_an_environment_that_nobody_pays_is_refused():
+    """The training would run without a reward model, and the curves would just be missing."""
+    agent = PPO("MlpPolicy", make_vec_env(CountingEnv), n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(ValueError, match="needs an environment that VecRobometerReward pays"):
+        agent.learn(8, callback=RobometerCallback())
+
+
+def test_videos_without_pyav_are_refused_at_once(tmp_path, monkeypatch):
+    """The training would end hours later, at the first false success."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DependencyNotInstalled, match=r"robometer-gym\[video\]"):
+        RobometerCallback(Path(tmp_path))
