@@ -1,4 +1,4 @@
-"""The command robometer-gym: score a video, train on episodes, or see everything work in a demo.
+"""The command robometer-gym: score a video, evaluate a policy, train on episodes, see a demo.
 
 Reads arguments, prints tables and says where files are; the work is done elsewhere. Nothing
 imports this module. Also: python -m robometer_gym.cli.
@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,13 @@ import robometer_gym
 from robometer_gym import loading
 from robometer_gym.data import Episode, read_episodes, read_lerobot, read_video
 from robometer_gym.data.episodes import OUTCOMES
-from robometer_gym.evaluation import Scores, plot_losses, plot_scores, score_video
+from robometer_gym.evaluation import Scores, evaluate, plot_losses, plot_scores, score_video
 from robometer_gym.evaluation.demo import DemoEpisode, run_demo, save_demo
+from robometer_gym.evaluation.names import load_policy, make_env, read_env_kwargs
+from robometer_gym.evaluation.tables import plain_text
 from robometer_gym.reward_model import RewardModelError, check_task
 from robometer_gym.settings import RewardSettings
+from robometer_gym.wrapper import RobometerRewardWrapper
 
 __all__ = ["main"]
 
@@ -96,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=robometer_gym.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_score(commands)
+    _add_eval(commands)
     _add_train(commands)
     _add_demo(commands)
     return parser
@@ -114,6 +119,46 @@ def _add_score(commands: Any) -> None:
     _add_score_frames(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     _add_common(parser, Path("outputs/score"), _score)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="a policy in an environment: what is paid and detected, what is true",
+        description="Let a policy act in an environment, paid by a reward model, and compare its "
+        "success detector with the environment's own success: print tables, write them as JSON "
+        "and Markdown, and a picture and a video of each episode.",
+        epilog='example: robometer-gym eval module:Id-v0 --task "open the drawer"',
+    )
+    parser.add_argument("env_id", metavar="ENV_ID", help="as gym.make takes it: Id, or module:Id")
+    parser.add_argument("--task", required=True, help="what the robot should do, in words")
+    parser.add_argument(
+        "--policy",
+        default="random",
+        help="random, sb3:PATH (a saved model of Stable-Baselines3; load only your own) or "
+        "sb3:ppo:PATH (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--env-kwargs",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of the environment; or one JSON object",
+    )
+    _add_model(parser)
+    parser.add_argument("--episodes", type=_at_least(1), default=10, help="(default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, help="of the first episode (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--predict-every",
+        type=_at_least(1),
+        default=RewardSettings.predict_every,
+        metavar="STEPS",
+        help="environment steps between predictions (default: %(default)s)",
+    )
+    _add_frame_size(parser)
+    _add_common(parser, Path("outputs/eval"), _eval)
 
 
 def _add_score_frames(parser: argparse.ArgumentParser) -> None:
@@ -274,6 +319,31 @@ def _score(arguments: argparse.Namespace) -> None:
     scores.save_json(files[0])
     plot_scores(scores, video.frames[scores.frame_indices], files[1])
     _print_files(files)
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    task = check_task(arguments.task)
+    env = make_env(arguments.env_id, task, read_env_kwargs(arguments.env_kwargs))
+    policy = load_policy(arguments.policy, env)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = loading.load_reward_model(arguments.model, processor=arguments.processor)
+    env = RobometerRewardWrapper(
+        env,
+        task,
+        model,
+        predict_every=arguments.predict_every,
+        frame_size=arguments.frame_size or None,
+    )
+    try:
+        report = evaluate(env, policy, arguments.episodes, arguments.seed, progress_bar=True)
+    finally:
+        env.close()
+    report = replace(report, policy=arguments.policy, reward_model=arguments.model)
+    print(f"{report.env}: {task}")
+    print(f"{report.policy}, paid by {report.reward_model}\n")
+    print(plain_text(report))
+    _print_files(report.save(arguments.out)[:2])
+    print(f"      and a picture and a video of each episode in {arguments.out}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

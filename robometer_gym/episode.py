@@ -194,6 +194,10 @@ class EpisodeTracker:
         """Return the instruction of the current episode of `env`."""
         return self._episodes[env].task
 
+    def episode(self, env: int) -> int:
+        """Return the number of the latest episode of `env`, from 0: `Stream.episode`."""
+        return self._episodes[env].number
+
     def reports_success(self, env: int) -> bool:
         """Return whether `env` has ever told success in its infos: else `is_success` is ours."""
         return self._episodes[env].reports_success

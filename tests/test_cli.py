@@ -11,6 +11,7 @@ import pytest
 import robometer_gym
 from robometer_gym import RobometerRewardModel, cli, loading
 from robometer_gym.data import EpisodeWriter, read_video, write_video
+from robometer_gym.envs import ENV_ID, TASKS
 from robometer_gym.envs.attempts import Kind, make_attempt
 from robometer_gym.reward_model import CheckpointError
 from robometer_gym.testing import ScriptedRewardModel
@@ -199,6 +200,8 @@ def test_the_log_is_left_as_it_was(film, model, tmp_path):
         ["score", "film.mp4", "--task", "open", "--frame-size", "-1"],
         ["demo", "--episodes", "0"],
         ["demo", "--seed", "-1"],
+        ["eval", "Id-v0", "--task", "open", "--episodes", "0"],
+        ["eval", "Id-v0", "--task", "open", "--predict-every", "0"],
     ],
 )
 def test_wrong_numbers_are_refused(wrong, capsys):
@@ -208,7 +211,9 @@ def test_wrong_numbers_are_refused(wrong, capsys):
     assert "must be an integer >= " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [[], ["fly"], ["score", "film.mp4"], ["score", "--task", "x"]])
+@pytest.mark.parametrize(
+    "wrong", [[], ["fly"], ["score", "film.mp4"], ["score", "--task", "x"], ["eval", "Id-v0"]]
+)
 def test_missing_arguments_are_told(wrong, capsys):
     """The program would do nothing, and say nothing."""
     with pytest.raises(SystemExit, match="2"):
@@ -216,7 +221,7 @@ def test_missing_arguments_are_told(wrong, capsys):
     assert "usage: robometer-gym" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["score"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["score"], ["eval"], ["demo"]])
 def test_help_has_an_example(command, capsys):
     """A newcomer would have to guess the order of the arguments."""
     with pytest.raises(SystemExit, match="0"):
@@ -243,6 +248,169 @@ def test_python_m_works(tmp_path):
     run = subprocess.run(program, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == "robometer-gym: error: There is no file no.mp4.\n"
+
+
+# --- eval ---
+
+
+def _eval(out: Path, *more: str) -> int:
+    return cli.main(["eval", ENV_ID, "--task", TASKS[0], "--out", str(out / "out"), *more])
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory) -> Path:
+    """A folder with an untrained agent of each algorithm for TabletopReach, and one for another."""
+    import stable_baselines3 as sb3
+
+    folder: Path = tmp_path_factory.mktemp("agents")
+    for name in ("PPO", "A2C", "SAC", "TD3", "DDPG", "DQN"):
+        env = "CartPole-v1" if name == "DQN" else ENV_ID
+        more = {} if name in ("PPO", "A2C") else {"buffer_size": 10}
+        agent = getattr(sb3, name)(
+            "MlpPolicy", env, policy_kwargs={"net_arch": [4]}, device="cpu", **more
+        )
+        agent.save(folder / name.lower())
+    return folder
+
+
+def test_eval_prints_totals_and_writes_files(tmp_path, model, capsys):
+    """A user would get no figures, or not learn where they are."""
+    model._scripts = {"progress": lambda clip: clip.steps[-1] / 100, "success": 0.9}
+    more = ("--episodes", "2", "--seed", "5", "--predict-every", "10", "--model", "a/b")
+    assert _eval(tmp_path, *more, "--env-kwargs", f"task={TASKS[0]}", "layout=random") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines()[:2] == [f"{ENV_ID}: {TASKS[0]}", "random, paid by a/b"]
+    rows = [line.split() for line in printed.out.splitlines() if line.startswith("      ")]
+    for number, row in enumerate(rows[:2]):
+        # The model sees success everywhere, at its second prediction; the environment nowhere.
+        expected = [number, 0, 5 + number, 10, "+0.100", "+0.000", "0.100", 10, "no", "-"]
+        assert row == [str(cell) for cell in expected]
+    out = tmp_path / "out"
+    told = json.loads((out / "report.json").read_text())
+    assert (told["env"], told["policy"], told["reward_model"]) == (ENV_ID, "random", "a/b")
+    assert (told["totals"]["episodes"], told["settings"]["predict_every"]) == (2, 10)
+    assert told["totals"]["false_success_rate"] == 1
+    assert model.asked == ["a/b"]
+    assert all(str(out / name) in printed.out for name in ("report.json", "report.md"))
+    assert sorted(path.suffix for path in out.iterdir()) == sorted(
+        [".json", ".md", ".png", ".png", ".mp4", ".mp4"]
+    )
+
+
+def test_eval_shrinks_frames_as_told(tmp_path, model):
+    """--frame-size would be ignored, and a large frame cost as much as ever."""
+    assert _eval(tmp_path, "--episodes", "1", "--frame-size", "32") == 0
+    assert model.clips[-1].images[-1].shape == (32, 32, 3)
+
+
+def test_eval_warns_of_another_task(tmp_path, model, capsys):
+    """The detector would be compared with another success than the one it looks for."""
+    model._scripts["success"] = 0.9
+    assert _eval(tmp_path, "--episodes", "2", "--env-kwargs", json.dumps({"task": TASKS[1]})) == 0
+    err = capsys.readouterr().err
+    assert f"own task is '{TASKS[1]}', and the model is told '{TASKS[0]}'" in err
+    assert err.count("own task") == 1
+    assert _eval(tmp_path, "--episodes", "1", "--env-kwargs", f"task={TASKS[0]}") == 0
+    assert "own task" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c", "sac", "td3", "ddpg"])
+def test_eval_takes_a_saved_agent_of_any_algorithm(tmp_path, model, agents, name):
+    """Who trained with SAC could not evaluate, or would see another agent act."""
+    import gymnasium as gym
+    import stable_baselines3 as sb3
+
+    from robometer_gym.evaluation.names import load_policy
+
+    env = gym.make(ENV_ID)
+    observation, _ = env.reset(seed=0)
+    agent = getattr(sb3, name.upper()).load(agents / name, device="cpu")
+    acts = agent.predict(observation, deterministic=True)[0]
+    for text in (f"sb3:{agents / name}", f"sb3:{name}:{agents / name}.zip"):
+        taken = load_policy(text, env)
+        assert np.array_equal(taken.predict(observation, deterministic=True)[0], acts)
+        assert isinstance(taken, sb3.TD3 if name == "ddpg" else type(agent))
+    model._scripts["success"] = 0.9
+    assert _eval(tmp_path, "--episodes", "1", "--policy", f"sb3:{agents / name}.zip") == 0
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["policy"] == f"sb3:{agents / name}.zip"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--task", " "), "task must say what the robot should do"),
+        (("--policy", "expert"), "policy must be 'random', 'sb3:PATH' or 'sb3:ppo:PATH', got"),
+        (("--policy", "sb3:"), "policy must be 'random', 'sb3:PATH' or 'sb3:ppo:PATH', got"),
+        (("--policy", "sb3:{}/none"), "There is no saved policy {}/none: give the .zip"),
+        (("--policy", "sb3:sac:{}/none"), "There is no saved policy {}/none: give the .zip"),
+        (("--policy", "sb3:{}/text.zip"), "is no model that Stable-Baselines3 has saved"),
+        (("--policy", "sb3:{}/own.zip"), "Write it: sb3:ppo:{}/own.zip (ppo, dqn, sac,"),
+        (("--policy", "sb3:{}/contrib.zip"), "load any other in Python"),
+        (("--policy", "sb3:sac:{}/ppo"), "ppo.zip cannot be loaded as a SAC: "),
+        (("--policy", "sb3:{}/dqn"), "dqn.zip was saved for another environment: "),
+        (("--env-kwargs", "layout"), "--env-kwargs must be KEY=VALUE or a JSON object, got"),
+        (("--env-kwargs", "[1]"), "--env-kwargs must be KEY=VALUE or a JSON object, got"),
+        (("--env-kwargs", "speed=3"), "got an unexpected keyword argument 'speed'"),
+        (("--env-kwargs", "layout=round"), "layout must be 'fixed' or 'random', got 'round'."),
+        (("--env-kwargs", "render_mode=null"), "needs an env made with render_mode='rgb_array'"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation_comes_before_the_model(
+    tmp_path, model, agents, capsys, more, message
+):
+    """A typo would cost minutes of loading, and end in a page of traceback."""
+    import zipfile
+
+    (agents / "text.zip").write_text("no zip")
+    for name, saved in (
+        ("own", {}),
+        ("contrib", {"policy_class": {"__module__": "sb3_contrib.tqc"}, "target_entropy": 1}),
+    ):
+        with zipfile.ZipFile(agents / f"{name}.zip", "w") as archive:
+            archive.writestr("data", json.dumps(saved))
+    assert _eval(tmp_path, *(text.replace("{}", str(agents)) for text in more)) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("robometer-gym: error: ")
+    assert message.replace("{}", str(agents)) in printed.err
+    assert printed.err.count("\n") == 1
+    assert model.asked == []
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("Nowhere-v0", "Environment `Nowhere` doesn't exist"),
+        ("no_such_package:Drawer-v0", "No module named 'no_such_package'"),
+    ],
+)
+def test_an_unknown_environment_is_told(env, message, model, tmp_path, capsys):
+    """The user would not learn how an environment of another package is written."""
+    assert cli.main(["eval", env, "--task", "open", "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "is written module:Id" in err
+
+
+def test_eval_imports_the_module_of_an_environment(tmp_path, model, monkeypatch):
+    """An environment of one's own could be evaluated from Python only."""
+    (tmp_path / "my_drawers.py").write_text(
+        "import gymnasium as gym\ngym.register('Drawer-v0', 'robometer_gym.testing:CountingEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    drawer = "my_drawers:Drawer-v0"
+    more = ("--env-kwargs", "lengths=[3]", "success=[true]", "--episodes", "2")
+    assert cli.main(["eval", drawer, "--task", "open", "--out", str(tmp_path / "out"), *more]) == 0
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [episode["true_success"] for episode in told["episodes"]] == [3, 3]
+
+
+def test_eval_without_sb3_says_what_to_install(tmp_path, model, agents, monkeypatch, capsys):
+    """A newcomer would see a traceback in place of the pip command."""
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    assert _eval(tmp_path, "--policy", f"sb3:{agents / 'ppo'}") == 2
+    assert "pip install 'robometer-gym[sb3]'" in capsys.readouterr().err
 
 
 # --- demo ---

@@ -1,5 +1,7 @@
 """The overlay video: what was predicted is seen at the step at which it was predicted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -79,3 +81,31 @@ def test_the_video_plays_at_its_own_speed_and_stays_at_the_end(tmp_path):
     assert len(film.frames) == 13 + 10
     write_overlay(run(), tmp_path / "fast.mp4", fps=20)
     assert read_video(tmp_path / "fast.mp4").fps == 20.0
+
+
+def test_a_run_with_frames_at_predictions_only_lasts_as_long_as_the_episode(tmp_path):
+    """The video of an evaluation would run too fast, and count its frames as steps."""
+    whole = run(detected=8)
+    some = Run("expert", whole.frames[:4], whole.scores, detected=8, frame_steps=[0, 4, 8, 12])
+    assert some.steps == 12
+    held = [frame for step, frame in enumerate(overlay_frames(whole)) if step % 4 == 0]
+    for one, other in zip(overlay_frames(some), held, strict=True):
+        assert np.array_equal(one, other)
+    write_overlay(some, tmp_path / "some.mp4")
+    film = read_video(tmp_path / "some.mp4")
+    assert film.fps == 4.0, "10 fps through 4 would be 2.5: too slow to look at."
+    fast = Scores("open", whole.scores.frame_indices, 40.0, *[whole.scores.progress] * 2)
+    write_overlay(
+        Run("expert", whole.frames[:4], fast, frame_steps=[0, 4, 8, 12]), tmp_path / "fast.mp4"
+    )
+    assert read_video(tmp_path / "fast.mp4").fps == 10.0
+
+
+def test_the_threshold_is_that_of_the_run():
+    """A bar would be seen to stay below the line, and success be detected."""
+    low, high = (
+        next(iter(overlay_frames(replace(run(), success_threshold=at))))[-PANEL + 65, :320]
+        for at in (0.2, 0.8)
+    )
+    dark = [int(np.nonzero((row == (31, 41, 51)).all(axis=-1))[0].max()) for row in (low, high)]
+    assert dark[1] - dark[0] > 100

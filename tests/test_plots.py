@@ -1,6 +1,7 @@
 """Pictures: they exist, have the promised size, and show frames and curves."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,40 @@ def test_a_detected_success_is_marked(tmp_path):
     plot_episodes([Run(run.name, run.frames, run.scores, detected=9)], tmp_path / "some.png")
     orange = [pixels(picture(tmp_path / name), SUCCESS).sum() for name in ("none.png", "some.png")]
     assert orange[1] > orange[0] + 150
+
+
+def test_frames_of_some_steps_are_where_they_belong(tmp_path):
+    """Frames of every fifth step would be numbered as if they were of the first few."""
+    scores = some_scores(4)
+    run = Run("expert", magenta(4), scores, frame_steps=scores.frame_indices.tolist())
+    assert [run.step(frame) for frame in range(4)] == [0, 3, 6, 9]
+    assert run.steps == 9
+    # A prediction may have failed at the end: what is marked must still be within the axes.
+    assert replace(run, true_success=11).steps == 11
+    assert replace(run, detected=12).steps == 12
+    plain = Run("expert", magenta(10), scores)
+    plot_episodes([run], tmp_path / "some.png")
+    plot_episodes([plain], tmp_path / "all.png")
+    spread = [
+        int(pixels(picture(tmp_path / name), PROGRESS).any(axis=0).sum())
+        for name in ("some.png", "all.png")
+    ]
+    assert spread[0] == pytest.approx(spread[1], abs=9), "The axes end where the episode does."
+    plot_episodes([replace(run, frame_steps=[0, 1, 2, 9])], tmp_path / "other.png")
+    changed = np.abs(picture(tmp_path / "some.png") - picture(tmp_path / "other.png")).any(axis=-1)
+    assert changed.any(), "Each frame is named by its step."
+
+
+def test_a_headline_of_ones_own_is_shown(tmp_path):
+    """An environment that tells nothing would be said never to have been done."""
+    run = Run("expert", magenta(4), some_scores(4), frame_steps=[0, 3, 6, 9])
+    plot_episodes([run], tmp_path / "default.png")
+    plot_episodes([replace(run, headline="W" * 60)], tmp_path / "own.png")
+    dark = [
+        int((picture(tmp_path / name)[:60].max(axis=-1) < 128).sum())
+        for name in ("default.png", "own.png")
+    ]
+    assert dark[1] > 1.5 * dark[0]
 
 
 @pytest.mark.parametrize("count", [0, 5])

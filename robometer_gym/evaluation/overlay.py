@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from robometer_gym.data.video import write_video
 from robometer_gym.evaluation.plots import Run
 from robometer_gym.reward_model import Frame
-from robometer_gym.settings import RewardSettings
 
 __all__ = ["overlay_frames", "write_overlay"]
 
@@ -22,6 +21,7 @@ _WIDTH = 384  # pixels, at least: room for the text
 _PANEL = 112  # pixels beneath the picture
 _MARGIN, _LABEL, _VALUE = 12, 84, 44
 _HOLD = 1.0  # seconds that the last picture stays
+_SLOWEST = 4.0  # frames per second: slower, and one waits for it
 
 _PAPER, _INK, _PALE = (250, 250, 250), (31, 41, 51), (214, 220, 226)
 _PROGRESS, _SUCCESS, _TRUE = (29, 95, 209), (217, 102, 10), (63, 155, 96)
@@ -33,13 +33,15 @@ def write_overlay(run: Run, path: str | os.PathLike[str], *, fps: float | None =
     Args:
         run: what happened and what was predicted; between predictions the last one stands.
         path: .mp4, .mov or .mkv; overwritten if it exists.
-        fps: frames per second; that of the scores by default, or 20.
+        fps: frames per second; by default that of the scores, or 20. Where the run has no frame of
+            every step the video is slower by as much, to last as long as the episode did, but not
+            below 4.
 
     Raises:
         ValueError: see `write_video`.
         DependencyNotInstalled: PyAV is missing.
     """
-    fps = fps or run.scores.fps or 20.0
+    fps = fps or _rate(run)
     frames = list(overlay_frames(run))
     write_video(path, frames + [frames[-1]] * round(_HOLD * fps), fps)
 
@@ -47,7 +49,8 @@ def write_overlay(run: Run, path: str | os.PathLike[str], *, fps: float | None =
 def overlay_frames(run: Run) -> Iterator[Frame]:
     """Yield each frame of an episode, enlarged where it is small, with a panel beneath it."""
     scores = run.scores
-    for step, frame in enumerate(run.frames):
+    for place, frame in enumerate(run.frames):
+        step = run.step(place)
         latest = int(np.searchsorted(scores.frame_indices, step, side="right")) - 1
         canvas = _canvas(frame)
         draw = ImageDraw.Draw(canvas)
@@ -57,9 +60,17 @@ def overlay_frames(run: Run) -> Iterator[Frame]:
         success = float(scores.success[latest]) if latest >= 0 else 0.0
         _bar(draw, canvas.width, top + 32, "progress", progress, _PROGRESS)
         _bar(draw, canvas.width, top + 56, "success", success, _SUCCESS)
-        _threshold(draw, canvas.width, top + 56)
+        _threshold(draw, canvas.width, top + 56, run.success_threshold)
         _state(draw, top + 84, run, step)
         yield np.asarray(canvas)
+
+
+def _rate(run: Run) -> float:
+    """Frames per second, so that the video lasts as long as the episode did."""
+    fps = run.scores.fps or 20.0
+    if run.frame_steps is None or len(run.frames) < 2:
+        return fps
+    return max(_SLOWEST, fps * (len(run.frames) - 1) / (run.step(-1) - run.step(0)))
 
 
 def _canvas(frame: Frame) -> Image.Image:
@@ -88,9 +99,9 @@ def _bar(
     _text(draw, right + 8, top, f"{value:.2f}", width)
 
 
-def _threshold(draw: ImageDraw.ImageDraw, width: int, top: int) -> None:
+def _threshold(draw: ImageDraw.ImageDraw, width: int, top: int, threshold: float) -> None:
     left, right = _LABEL, width - _MARGIN - _VALUE
-    at = left + round(RewardSettings.success_threshold * (right - left))
+    at = left + round(threshold * (right - left))
     draw.line((at, top, at, top + 18), fill=_INK, width=2)
 
 
@@ -110,7 +121,8 @@ def _state(draw: ImageDraw.ImageDraw, top: int, run: Run, step: int) -> None:
 
 
 def _text(draw: ImageDraw.ImageDraw, left: int, top: int, text: str, right: int) -> None:
-    """Write text, cut off where there is no more room."""
+    """Write text in one line, cut off where there is no more room."""
+    text = " ".join(text.split())
     while text and draw.textlength(text, font=_font()) > right - left:
         text = text[:-1]
     draw.text((left, top), text, fill=_INK, font=_font())

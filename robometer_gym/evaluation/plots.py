@@ -44,10 +44,14 @@ class Run:
 
     Attributes:
         name: who acted.
-        frames: (T + 1, H, W, 3) uint8, the frame at reset and after each of T steps.
+        frames: (T + 1, H, W, 3) uint8, the frame at reset and after each of T steps; or those of
+            `frame_steps`.
         scores: what was predicted; `scores.frame_indices` are steps.
         true_success: the step at which the environment itself said that it was done, or None.
         detected: the step at which the success detector fired, or None.
+        frame_steps: the step of each frame, increasing; None where every step has one.
+        headline: stands above the frames; by default the name, and when it was done.
+        success_threshold: of the detector.
     """
 
     name: str
@@ -55,11 +59,19 @@ class Run:
     scores: Scores
     true_success: int | None = None
     detected: int | None = None
+    frame_steps: Sequence[int] | None = None
+    headline: str = ""
+    success_threshold: float = RewardSettings.success_threshold
 
     @property
     def steps(self) -> int:
-        """How many steps the episode had."""
-        return len(self.frames) - 1
+        """How many steps the episode had, as far as is known from its frames and marks."""
+        last = len(self.frames) - 1 if self.frame_steps is None else self.frame_steps[-1]
+        return max(last, self.true_success or 0, self.detected or 0)
+
+    def step(self, frame: int) -> int:
+        """Which step a frame shows, by its place among the frames."""
+        return frame if self.frame_steps is None else self.frame_steps[frame]
 
 
 def plot_scores(
@@ -125,8 +137,14 @@ def plot_episodes(
         figure.suptitle(_wrap(title, 80), fontsize=14, weight="bold", color=_INK, parse_math=False)
     for run, which, images, (strip, curves) in zip(runs, shown, pictures, axes, strict=True):
         strip.set_title(_headline(run), fontsize=11, color=_INK, parse_math=False)
-        _draw_strip(strip, images, [f"step {i}" for i in which])
-        _draw_scores(curves, run.scores.frame_indices, run.scores, "environment step")
+        _draw_strip(strip, images, [f"step {run.step(i)}" for i in which])
+        _draw_scores(
+            curves,
+            run.scores.frame_indices,
+            run.scores,
+            "environment step",
+            run.success_threshold,
+        )
         _draw_marks(curves, run)
     _draw_foot(figure, [curves for _, curves in axes], note)
     figure.savefig(path, format="png")
@@ -198,8 +216,13 @@ def _draw_strip(axes: Axes, frames: Sequence[Frame], labels: Sequence[str]) -> N
     axes.spines[:].set_visible(False)
 
 
-def _draw_scores(axes: Axes, times: NDArray[Any], scores: Scores, unit: str) -> None:
-    threshold = RewardSettings.success_threshold
+def _draw_scores(
+    axes: Axes,
+    times: NDArray[Any],
+    scores: Scores,
+    unit: str,
+    threshold: float = RewardSettings.success_threshold,
+) -> None:
     dashes: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (4, 3)), "alpha": 0.7}
     size = 5 if len(scores) <= _FEW else 0  # many marks would only thicken the line
     points: dict[str, Any] = {"linewidth": 2, "markersize": size, "clip_on": False}
@@ -259,6 +282,8 @@ def _draw_foot(figure: Figure, axes: Sequence[Axes], note: str = "") -> None:
 
 
 def _headline(run: Run) -> str:
+    if run.headline:
+        return run.headline
     if run.true_success is None:
         return f"{run.name}: {run.steps} steps, never done"
     return f"{run.name}: done at step {run.true_success}"
