@@ -67,8 +67,8 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         >>> env = FrameCapture(CountingEnv(lengths=[3]))
         >>> env.begin_capture(cloudpickle.dumps(RewardSettings(predict_every=2)))
         >>> _, info = env.reset()
-        >>> captures = [env.step(0)[4][CAPTURE] for _ in range(3)]
-        >>> [CountingEnv.read(c.frames["render"])["step"] if c.frames else None for c in captures]
+        >>> captures = [env.step(0)[4].get(CAPTURE) for _ in range(3)]
+        >>> [CountingEnv.read(c.frames["render"])["step"] if c else None for c in captures]
         [None, 2, 3]
     """
 

@@ -186,6 +186,14 @@ class EpisodeTracker:
             self._model = load_reward_model(self._reward_model)
         return self._model
 
+    def load(self) -> None:
+        """Load the model now if it was given by name; to be called before anything is drawn.
+
+        It brings torch, and torch's triton crashes the process if it is imported after Mesa, which
+        draws where there is no GPU, has begun: both hold an LLVM.
+        """
+        self.model  # noqa: B018
+
     def running(self, env: int) -> bool:
         """Return whether an episode of `env` has begun and not ended."""
         return self._episodes[env].running

@@ -128,6 +128,11 @@ class VecRobometerReward(VecEnvWrapper):
             options: one dict for all environments, or one for each.
         """
         each = options if isinstance(options, list) else [options or {}] * self.num_envs
+        if len(each) != self.num_envs:
+            raise ValueError(
+                f"options must be one dict, or one for each of the {self.num_envs} environments; "
+                f"got {len(each)}."
+            )
         self._next_tasks = [
             task if one.get("task") is None else check_task(one["task"])
             for task, one in zip(self._tasks, each, strict=True)
@@ -137,6 +142,7 @@ class VecRobometerReward(VecEnvWrapper):
     def reset(self) -> Any:
         """Begin episodes in all environments and predict their baselines, in one batch."""
         self.tracker.close()  # also if an environment fails now
+        self.tracker.load()  # before the first frame is drawn
         with naming_dead_workers(self.venv):
             observations = self.venv.reset()
         tasks, self._next_tasks = self._next_tasks, self._tasks
@@ -146,6 +152,11 @@ class VecRobometerReward(VecEnvWrapper):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Tell the environments to make a step."""
+        for env in range(self.num_envs):
+            if not self.tracker.running(env):
+                raise ResetNeeded(
+                    f"No episode is running in environment {env}: call reset() first."
+                )
         with naming_dead_workers(self.venv):
             self.venv.step_async(actions)
 
@@ -185,8 +196,6 @@ class VecRobometerReward(VecEnvWrapper):
         return observations, rewards, dones, infos
 
     def _event(self, env: int, info: dict[str, Any], done: bool) -> Event:
-        if not self.tracker.running(env):
-            raise ResetNeeded(f"No episode is running in environment {env}: call reset() first.")
         truncated = info["TimeLimit.truncated"]
         capture = info.pop(CAPTURE)
         return self._captures.event(env, capture, "", done and not truncated, truncated)

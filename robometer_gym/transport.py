@@ -10,6 +10,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
+from glob import glob
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from robometer_gym.frames import FrameCopier
 from robometer_gym.reward_model import Frame
 
-__all__ = ["Inbox", "Note", "Outbox", "Parcel"]
+__all__ = ["Inbox", "Note", "Outbox", "Parcel", "remove_leftovers"]
 
 _SHARED = "/dev/shm"  # memory that looks like a folder; elsewhere a file is mapped
 
@@ -120,13 +121,31 @@ class Inbox:
         return frames
 
 
+def remove_leftovers(pid: int) -> None:
+    """Remove the memory of a sender that has ended where no receiver has claimed it.
+
+    Args:
+        pid: of the process that sent.
+    """
+    for path in glob(os.path.join(_folder(), f"frames-{pid}-*")):
+        os.unlink(path)
+
+
+def _folder() -> str:
+    return _SHARED if os.path.isdir(_SHARED) else tempfile.gettempdir()
+
+
 def _new_memory(size: int) -> tuple[str, mmap.mmap]:
     """Make a file of zeros and map it. Written, not just stretched: a full disk is noticed now."""
-    descriptor, path = tempfile.mkstemp("", "frames-", _SHARED if os.path.isdir(_SHARED) else None)
-    with os.fdopen(descriptor, "r+b") as file:
-        file.write(bytes(size))
-        file.flush()
-        return path, mmap.mmap(descriptor, size)
+    descriptor, path = tempfile.mkstemp("", f"frames-{os.getpid()}-", _folder())
+    try:
+        with os.fdopen(descriptor, "r+b") as file:
+            file.write(bytes(size))
+            file.flush()
+            return path, mmap.mmap(descriptor, size)
+    except OSError:
+        os.unlink(path)  # or what there was of room would be gone as well
+        raise
 
 
 def _claim_memory(path: str) -> mmap.mmap:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cloudpickle
 import gymnasium as gym
@@ -38,9 +38,14 @@ __all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
 
 Infos = dict[str, Any]
 
+if TYPE_CHECKING:
+    _VectorWrapper = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
+else:
+    _VectorWrapper = VectorWrapper  # takes no types in Gymnasium 1.1
+
 
 @documented_by_settings
-class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
+class RobometerVectorRewardWrapper(_VectorWrapper):
     """Pays the agents from their cameras, and ends each episode where it sees success.
 
     The same rewards, ends and infos as `RobometerRewardWrapper` gives for the same episodes, in
@@ -95,15 +100,17 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
         **settings: Unpack[RewardOptions],
     ) -> None:
         _check_unwrapped(env)
-        super().__init__(env)
         chosen = RewardSettings(**settings)
-        self._tasks = check_tasks(task, self.num_envs)
-        self.tracker = EpisodeTracker(chosen, reward_model, self.num_envs)
+        self._tasks = check_tasks(task, env.num_envs)
+        self.tracker = EpisodeTracker(chosen, reward_model, env.num_envs)
         """What follows the episodes; its `watchers` are told what the model sees and says."""
-        self._mode = env.metadata["autoreset_mode"]
+        super().__init__(env)
         self._core: Any = env.unwrapped
         self._captures = Captures()
         self._begin_capture(chosen)
+        # Not from the metadata: in Gymnasium 1.1 all vector environments of a class share them.
+        self._mode: AutoresetMode = self._core.autoreset_mode  # type: ignore[attr-defined]
+        self._begins_next = [False] * self.num_envs  # under NEXT_STEP, where an episode has ended
 
     def _begin_capture(self, settings: RewardSettings) -> None:
         """Tell the inner wrappers which frames are wanted."""
@@ -148,27 +155,41 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
         options = {} if options is None else dict(options)  # Gymnasium takes the mask out of it
         task = options.get("task")
         tasks = self._tasks if task is None else [check_task(task)] * self.num_envs
-        for env in np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs))).tolist():
-            self.tracker.end(env)  # also if the environment fails now
         try:
             return self._reset(tasks, seed, options)
         except BaseException:
-            self.tracker.close()
+            self._end_all()
             raise
 
     def step(
         self, actions: Any
     ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
         """Step all environments and pay for it; see the class for what `infos` holds."""
+        self._check_running()
         try:
             return self._step(actions)
         except BaseException:
-            self.tracker.close()  # what the others have done is lost: all begin anew
+            self._end_all()  # what the others have done is lost: all begin anew
             raise
+
+    def _check_running(self) -> None:
+        """Refuse to step an environment that waits for its reset, before anything has moved."""
+        for env in range(self.num_envs):
+            if not (self.tracker.running(env) or self._begins_next[env]):
+                raise ResetNeeded(
+                    f"No episode is running in environment {env}: call reset() first. (An episode "
+                    "also ends when success is detected, and all of them at an error; with "
+                    'autoreset disabled, call reset(options={"reset_mask": ...}) for those.)'
+                )
+
+    def _end_all(self) -> None:
+        self.tracker.close()
+        self._begins_next = [False] * self.num_envs
 
     def _reset(
         self, tasks: Sequence[str], seed: int | list[int | None] | None, options: dict[str, Any]
     ) -> tuple[Any, Infos]:
+        self.tracker.load()  # before the first frame is drawn
         with naming_dead_workers(self._core):
             observations, infos = self.env.reset(
                 seed=seed,  # type: ignore[arg-type] # a list will do, too
@@ -194,7 +215,6 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
         ]
         last = len(events)
         events += self._now(_captures(infos), rewards.tolist(), ended)
-        self._check_running(events)
         outcomes = self.tracker.advance(events)
         saw_success = []  # where the sub-environment itself would go on
         for event, outcome in zip(events, outcomes, strict=True):
@@ -204,6 +224,8 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
                     terminations[event.env] = True
                     if not event.truncated:
                         saw_success.append(event.env)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            self._begins_next = (terminations | truncations).tolist()
         told = [(event.env, o.info) for event, o in zip(events, outcomes, strict=True)]
         if last:
             self._tell(infos["final_info"], told[:last])
@@ -225,15 +247,6 @@ class RobometerVectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, NDArray[Any
             else Step(env, reward, False, False, None)
             for env, reward in enumerate(rewards)
         ]
-
-    def _check_running(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if isinstance(event, Step) and not self.tracker.running(event.env):
-                raise ResetNeeded(
-                    f"No episode is running in environment {event.env}: call reset() first. (An "
-                    "episode also ends when success is detected, and all of them at an error; with "
-                    'autoreset disabled, call reset(options={"reset_mask": ...}) for those.)'
-                )
 
     def _end_episodes(
         self, envs: Sequence[int], observations: Any, infos: Infos
@@ -305,10 +318,12 @@ def _take(infos: Infos, env: int) -> Infos:
         mask[env] = False
         if isinstance(value, dict):
             taken[key] = _take(value, env)
-            continue
-        one = value[env]
-        taken[key] = bool(one) if value.dtype == np.bool_ and value.ndim == 1 else deepcopy(one)
-        value[env] = None if value.dtype == object else 0
+        else:
+            one = value[env]
+            taken[key] = bool(one) if value.dtype == np.bool_ and value.ndim == 1 else deepcopy(one)
+            value[env] = None if value.dtype == object else 0
+        if not mask.any():  # or its dtype and shape would be forced on what the reset says
+            del infos[key], infos[f"_{key}"]
     return taken
 
 

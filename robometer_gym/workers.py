@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from robometer_gym.capture import SubEnvironmentError
+from robometer_gym.transport import remove_leftovers
 
 __all__ = ["close_workers", "naming_dead_workers"]
 
@@ -57,9 +58,11 @@ def close_workers(env: Any, close: Callable[[], None]) -> None:
         env: the vector environment itself, without wrappers.
         close: closes it, wrappers and all.
     """
-    with suppress(*_BROKEN_PIPE):
-        close()
-    _end(env)
+    try:
+        with suppress(*_BROKEN_PIPE):
+            close()
+    finally:
+        _end(env)
 
 
 def _end(env: Any) -> None:
@@ -68,4 +71,5 @@ def _end(env: Any) -> None:
     for process in getattr(env, "processes", ()):
         process.join(_PATIENCE)
         process.kill()
+        remove_leftovers(process.pid)
     env.closed = True  # so that nobody waits for their answers

@@ -141,6 +141,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         task = (options or {}).get("task")
         task = self._task if task is None else check_task(task)
         self.tracker.end(0)  # also if the environment fails now
+        self.tracker.load()  # before the first frame is drawn
         observation, info = self.env.reset(seed=seed, options=options)
         frames = self._cameras.read(self.env, observation)
         (begun,) = self.tracker.advance([Start(0, task, frames)])
