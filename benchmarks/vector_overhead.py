@@ -6,8 +6,8 @@ Quantity: microseconds per environment step that our part adds to the bare vecto
     - "prediction": every environment's 240x320 frame is taken, checked, copied, brought to the main
       process; windows are chosen, the model is asked once, rewards are computed. Bar: 50 us.
 Method: environments whose step does nothing and whose `render` returns one buffer, as real
-renderers do; predictions every 5 steps, a reset every 200. Bare and wrapped by turns, each step timed
-by itself. A repeat gives the median of each kind of step; the figure is the median over the
+renderers do; predictions every 5 steps, a reset every 200. Bare and wrapped by turns, each step
+timed by itself. A repeat gives the median of each kind of step; the figure is the median over the
 repeats of wrapped minus bare, divided by the number of environments; the first repeat is the
 warm-up and does not count. Where the environments live in this process (sync, DummyVecEnv), bare
 includes one `render` for steps with a prediction, and the figure is wall time. Where they live in

@@ -240,6 +240,11 @@ def _check_bare(venv: VecEnv) -> None:
             f"{type(venv).__name__}: an episode that ends because the model saw success would be "
             "reset past it. Put it outside."
         )
+    if any(type(process).__name__ == "ForkProcess" for process in getattr(venv, "processes", ())):
+        raise ValueError(
+            "SubprocVecEnv(..., start_method='fork') would wait for ever should a worker die: each "
+            "worker holds the pipes of others open. Use 'forkserver', SB3's default, or 'spawn'."
+        )
     if not all(venv.env_is_wrapped(FrameCapture)):
         raise ValueError(
             "Each environment must be in a FrameCapture, or its last frame would be lost: "
