@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -140,10 +141,16 @@ class FrameHistory:
         newest = len(self) - 1
         if self._sampling != "linspace":
             return range(newest + 1)
-        wanted = linspace_indices(self._appended, self._max_frames)
-        # The held frame nearest to each wanted one; a dict drops the rare double.
-        nearest = {min(round(number / self._stride), newest): None for number in wanted[:-1]}
-        return [*(index for index in nearest if index < newest), newest]
+        return _spread(self._appended, self._max_frames, self._stride, newest)
+
+
+@lru_cache(4096)  # environments that run in step ask for the same
+def _spread(appended: int, wanted: int, stride: int, newest: int) -> tuple[int, ...]:
+    """Return which held frames to show: the one nearest to each that is wanted."""
+    numbers = linspace_indices(appended, wanted)
+    # A dict drops the rare double.
+    nearest = {min(round(number / stride), newest): None for number in numbers[:-1]}
+    return (*(index for index in nearest if index < newest), newest)
 
 
 def shrink(frame: Frame, frame_size: int | None) -> Frame:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ __all__ = [
 
 Frame = NDArray[np.uint8]
 """One picture: (H, W, 3) uint8 RGB in [0, 255]."""
+
+_UINT8 = np.dtype(np.uint8)  # a type that is not looked up each time it is compared
 
 # Chat models write their control tokens <|name|>. In a task they would be read as such, and
 # "<|prog_token|>" would even change how many predictions come back.
@@ -145,13 +147,11 @@ class Clip:
             raise ValueError("A clip needs at least one frame, got none.")
         first = self.images[0]
         for image in self.images:
+            if type(image) is np.ndarray and image.dtype == _UINT8 and image.shape == first.shape:
+                continue  # nearly always; the first one's shape is looked at below
             if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
-                came = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))}"
-                raise ValueError(
-                    f"frames must be (T, H, W, 3) uint8 arrays; got {len(self.images)} frames of "
-                    f"{came}. {frame_cure(image)}"
-                )
-            if image.dtype != np.uint8:
+                self._refuse(image)
+            if image.dtype != _UINT8:
                 raise TypeError(
                     f"frames must be uint8 in [0, 255], got {image.dtype}. {frame_cure(image)}"
                 )
@@ -159,6 +159,8 @@ class Clip:
                 raise ValueError(
                     f"A clip's frames must be of one size, got {first.shape} and {image.shape}."
                 )
+        if first.ndim != 3 or first.shape[2] != 3:
+            self._refuse(first)
         if first.size == 0:
             raise ValueError(f"frames must have height and width >= 1, got {first.shape}.")
         if self.steps is not None and (
@@ -169,6 +171,13 @@ class Clip:
                 f"steps must be one increasing number per frame; got {self.steps} "
                 f"for {len(self.images)} frames."
             )
+
+    def _refuse(self, image: object) -> NoReturn:
+        came = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))}"
+        raise ValueError(
+            f"frames must be (T, H, W, 3) uint8 arrays; got {len(self.images)} frames of {came}. "
+            f"{frame_cure(image)}"
+        )
 
     @cached_property
     def frames(self) -> NDArray[np.uint8]:
