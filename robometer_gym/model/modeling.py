@@ -58,6 +58,14 @@ class RobometerModel(nn.Module):
         self.progress_head = PredictionHead(hidden_size, progress_bins)
         self.preference_head = PredictionHead(hidden_size, 1)
         self.success_head = PredictionHead(hidden_size, 1)
+        self.trainings = 0
+        """How often training has begun: what was computed before may be out of date."""
+
+    def train(self, mode: bool = True) -> RobometerModel:
+        """Set training or evaluation mode, and count the trainings."""
+        self.trainings += mode
+        super().train(mode)
+        return self
 
     def forward(self, batch: Encoded) -> Logits:
         """Answer every question of a batch."""
