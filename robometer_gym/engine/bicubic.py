@@ -69,7 +69,8 @@ def _resize_axis(frames: Tensor, axis: int, length: int) -> Tensor:
         return frames
     weights = _weights(frames.shape[axis], length).to(frames.device)
     lines = frames.double().flatten(axis + 1)  # everything after the axis: one matrix product
-    return _rounded(weights @ lines).unflatten(-1, frames.shape[axis + 1 :])
+    resized: Tensor = _rounded(weights @ lines).unflatten(-1, frames.shape[axis + 1 :])
+    return resized
 
 
 def _rounded(sums: Tensor) -> Tensor:

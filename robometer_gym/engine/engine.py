@@ -91,7 +91,8 @@ class Engine:
         self._max_frames, self._max_streams = max_frames, max_streams
         self._prompts = Prompts(processor)
         self._most_slots = max_streams + _SPARE_SLOTS
-        self._jobs: list[_Job] = []
+        self._jobs: list[_Job] = []  # clips that wait to be run together
+        self._waiting = 0  # their tokens, of pictures
         self._counts = {"frames_run": 0, "frames_kept": 0, "evictions": 0, "forgotten": 0}
         self._prepare()
 
@@ -109,9 +110,7 @@ class Engine:
                 self._plan(index, clip, answers)
             self._run(answers)
         finally:
-            for job in self._jobs:  # only if something was raised
-                self._slots.give_back(job.slot)
-            self._jobs.clear()
+            self._give_back()  # if something was raised, what waited
         return [_prediction(answer) for answer in answers]
 
     def release(self, stream: Hashable) -> None:
@@ -180,7 +179,9 @@ class Engine:
         self._features.budget = max(0, self._budget - self._executor.cache_bytes)
 
     def _tokens_needed(self, clip: Clip) -> int:
-        return self._prompts.extent(clip.task, self._grid(clip), max(len(clip), self._max_frames))[0]
+        return self._prompts.extent(clip.task, self._grid(clip), max(len(clip), self._max_frames))[
+            0
+        ]
 
     def _grid(self, clip: Clip) -> Grid:
         images = self._processor.images
@@ -204,15 +205,13 @@ class Engine:
         self._counts["frames_kept"] += len(slot.frames)
         self._counts["frames_run"] += len(job.new)
         self._jobs.append(job)
-        if sum(map(self._tokens_of, self._jobs)) > _MOST_TOKENS:
+        self._waiting += len(job.new) * self._processor.images.tokens(job.grid)
+        if self._waiting > _MOST_TOKENS:
             self._run(answers)
 
     def _ends_before(self, stream: Hashable, step: int) -> bool:
         known = self._slots.newest(stream), self._features.newest(stream)
         return any(newest is not None and step < newest for newest in known)
-
-    def _tokens_of(self, job: _Job) -> int:
-        return len(job.new) * self._processor.images.tokens(job.grid)
 
     def _run(self, answers: list[list[Answer]]) -> None:
         """Answer all clips that wait."""
@@ -220,7 +219,10 @@ class Engine:
         features = iter(self._features.fetch([one for job in due for one in _wanted(job)]))
         fresh = [job for job in due if job.slot.task is None]
         self._executor.ask(
-            [(job.slot.number, job.clip.task, self._prompts.question(job.clip.task)) for job in fresh]
+            [
+                (job.slot.number, job.clip.task, self._prompts.question(job.clip.task))
+                for job in fresh
+            ]
         )
         for job in fresh:
             job.slot.task = job.clip.task
@@ -230,8 +232,13 @@ class Engine:
             job.slot.answers += said
         for job in self._jobs:
             answers[job.index] = job.slot.answers.copy()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for job in self._jobs:
             self._slots.give_back(job.slot)
         self._jobs.clear()
+        self._waiting = 0
 
     def _row(self, job: _Job, features: list[torch.Tensor]) -> Row:
         segments = [self._prompts.block(number + 1, job.grid) for number in job.new]

@@ -79,7 +79,8 @@ class Executor:
         self._visual: Any = model.backbone.visual
         self._decoder = TextDecoder(model.backbone.language_model)
         weight = self._decoder.embed.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = weight.dtype
         self.slots = self.length = 0
         self._cache = self._new_cache(0, 0)
         self._questions: OrderedDict[str, Tensor] = OrderedDict()
@@ -125,7 +126,8 @@ class Executor:
             self._places[grid] = places(self._visual, grid)
         features = encode_equal(self._visual, patches, self._places[grid])
         levels = torch.stack([features.embeddings, *features.deepstack])
-        return levels.unflatten(1, (len(frames), -1)).transpose(0, 1).contiguous()
+        each: Tensor = levels.unflatten(1, (len(frames), -1)).transpose(0, 1)
+        return each.contiguous()
 
     def ask(self, questions: Sequence[tuple[int, str, Segment]]) -> None:
         """Put questions at the beginnings of slots: those of new tasks are computed.
@@ -133,7 +135,9 @@ class Executor:
         Args:
             questions: per slot its number, the task, and the tokens of the question.
         """
-        new = {task: (slot, piece) for slot, task, piece in questions if task not in self._questions}
+        new = {
+            task: (slot, piece) for slot, task, piece in questions if task not in self._questions
+        }
         if new:
             self.run([Row(slot, [piece]) for slot, piece in new.values()])
         for task, (slot, piece) in new.items():

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from robometer_gym.engine.slots import FrameKey

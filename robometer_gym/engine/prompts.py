@@ -63,8 +63,9 @@ class Prompts:
         self._processor = processor
         self.question = lru_cache(_MOST_TASKS)(self._question)
         self.block = lru_cache(_MOST_TASKS)(self._block)
+        self.extent = lru_cache(_MOST_TASKS)(self._extent)
 
-    def extent(self, task: str, grid: tuple[int, int], blocks: int) -> tuple[int, int]:
+    def _extent(self, task: str, grid: tuple[int, int], blocks: int) -> tuple[int, int]:
         """Return how many tokens and how many positions a question and its first blocks take."""
         pieces = [self.question(task), *(self.block(k + 1, grid) for k in range(blocks))]
         return sum(len(piece.ids) for piece in pieces), sum(piece.advance for piece in pieces)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from robometer_gym.engine.attention import Attention
 from robometer_gym.engine.weights import Joined
 
-__all__ = ["Tokens", "TextDecoder", "why_not_decoded"]
+__all__ = ["TextDecoder", "Tokens", "why_not_decoded"]
 
 
 class Tokens(NamedTuple):
@@ -73,7 +73,9 @@ class TextDecoder:
         self._frequencies = rotary.inv_freq.float()
         self._scaling = float(rotary.attention_scaling)
         self._axes = _axes(rotary.mrope_section, self.head_dim // 2).to(self._frequencies.device)
-        self._layers = [_Layer(layer, self._heads, self.kv_heads) for layer in language_model.layers]
+        self._layers = [
+            _Layer(layer, self._heads, self.kv_heads) for layer in language_model.layers
+        ]
         self._norm = language_model.norm
 
     def __call__(self, tokens: Tokens, cache: Tensor) -> Tensor:

@@ -251,7 +251,11 @@ class RobometerRewardModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the caches behind: in another process there are other streams."""
-        return {**self.__dict__, "_engine": None}
+        from robometer_gym.engine.weights import part
+
+        self._engine = None
+        part(self.model)  # each of joined weights would be written with all the others
+        return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = {**state, "_process": os.getpid()}

@@ -229,7 +229,8 @@ class RobometerProcessor:
 
     def of_picture(self, ids: Tensor) -> Tensor:
         """Return which token ids stand for a part of a picture, as bool of the same shape."""
-        return ids == self._image
+        found: Tensor = ids == self._image
+        return found
 
     def _sample(self, parts: Sequence[str | Clip]) -> Sample:
         text, patches, grids = [], [], []
