@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from robometer_gym.frames import FrameHistory
 from robometer_gym.model.demo import byte_tokenizer, demo_config, random_model
 from robometer_gym.model.images import ImageSettings
 from robometer_gym.model.processor import PHRASES, RobometerProcessor
-from robometer_gym.reward_model import Clip, Prediction
+from robometer_gym.reward_model import Clip, Prediction, RewardModelError
 from robometer_gym.testing import check_reward_model
 
 TASKS = ("open it", "close the drawer", "put the {cup} on the plate")
@@ -401,6 +402,65 @@ def test_a_failure_in_the_middle_leaves_no_half_truths(monkeypatch):
     assert model.engine_info()["streams"] == 2
 
 
+def test_a_budget_that_holds_few_slots_is_kept_to(monkeypatch):
+    """The policy that trains on the same card would run out of memory."""
+    monkeypatch.setattr(engine_module, "_CPU_BUDGET", 2_000_000)
+    model = new_model()
+    clips = [clip(n, [0, 2, 4]) for n in range(12)]
+    for _ in range(2):
+        assert_close(model.predict(clips), MODELS["eager"].predict(clips))
+    info = model.engine_info()
+    assert info["slots"] * engine_of(model)._executor.slot_bytes(info["slot_tokens"]) <= 1_500_000
+    assert info["cache_bytes"] <= info["cache_budget_bytes"] == 2_000_000
+    assert 0 < info["max_streams"] < 12
+    assert info["streams"] == info["max_streams"]
+
+
+def test_memory_that_cannot_be_had_costs_slots_and_not_the_run(monkeypatch):
+    """A training run would end at the first prediction, or in its middle."""
+    new_cache = Executor._new_cache
+
+    def little(self: Executor, slots: int, length: int) -> torch.Tensor:
+        if slots > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return new_cache(self, slots, length)
+
+    monkeypatch.setattr(Executor, "_new_cache", little)
+    model = new_model()
+    clips = [clip(n, [0, 2, 4]) for n in range(12)]
+    assert_close(model.predict(clips), MODELS["eager"].predict(clips))
+    assert model.engine_info()["slots"] == 4
+    monkeypatch.setattr(
+        Executor, "_new_cache", lambda self, slots, length: little(self, 9 * slots, length)
+    )
+    with pytest.raises(RewardModelError, match=r"No memory on cpu .*256 tokens.*engine='eager'"):
+        new_model().predict(clips)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_full_card_empties_the_caches_and_says_so_if_that_does_not_help(monkeypatch, failures):
+    """Hours of training would end in an error of torch's, though the caches can be given up."""
+    model = new_model()
+    clips = [clip("a", [0, 2]), clip(None, [1])]
+    model.predict([clip("a", [0])])
+    budget, run, left = engine_of(model)._budget, Executor.run, [None] * failures
+
+    def full(self: Executor, rows: Any) -> Any:
+        if left:
+            left.pop()
+            raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB.")
+        return run(self, rows)
+
+    monkeypatch.setattr(Executor, "run", full)
+    if failures == 2:
+        with pytest.raises(
+            RewardModelError, match=r"no memory .* even with empty caches: Tried to"
+        ):
+            model.predict(clips)
+    assert_close(model.predict(clips), MODELS["eager"].predict(clips))
+    assert model.engine_info()["cache_budget_bytes"] == budget // 2
+
+
 def test_it_says_what_it_does():
     """Nobody could tell whether the fast path runs, or why it is slow."""
     model = new_model(max_streams=3)
@@ -442,3 +502,33 @@ def test_it_keeps_the_contract_of_a_reward_model():
     model = new_model(max_streams=1)
     check_reward_model(model, tolerance=1e-5)
     check_reward_model(model, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_weights_give_the_numbers_of_the_eager_path(kind, tmp_path):
+    """On a small card an agent would be paid by another model than the quantised one."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = demo_config(PROCESSOR)
+    config.backbone["text_config"]["hidden_size"] = 128  # 4-bit blocks hold 64 weights
+    config.backbone["vision_config"]["out_hidden_size"] = 128
+    whole = RobometerRewardModel(random_model(config, seed=0), PROCESSOR, config)
+    whole.save_pretrained(tmp_path)
+    model = RobometerRewardModel.from_pretrained(tmp_path, device="cpu", quantization=kind)
+    eager = RobometerRewardModel(model.model, PROCESSOR, config, engine="eager")
+    for clips in ([clip("a", [0, 5])], [clip("a", [0, 5, 9]), clip("b", [1])]):
+        said = model.predict(clips)
+        assert_close(said, eager.predict(clips))
+        for one, other in zip(said, whole.predict(clips), strict=True):
+            np.testing.assert_allclose(one.progress, other.progress, rtol=0, atol=0.05)
+            assert not np.array_equal(one.progress, other.progress)
+    with pytest.raises(ValueError, match="no published format holds quantised weights"):
+        model.save_pretrained(tmp_path / "again")
+
+
+def test_quantising_without_its_library_says_what_to_install(monkeypatch):
+    """The user would get an ImportError of a name that he has never heard of."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match=r"pip install 'robometer-gym\[quantize\]'"):
+        RobometerRewardModel.from_pretrained("demo", device="cpu", quantization="nf4")
+    with pytest.raises(ValueError, match="quantization must be 'int8', 'nf4' or None, got 'int4'"):
+        RobometerRewardModel.from_pretrained("demo", device="cpu", quantization="int4")  # type: ignore[arg-type]

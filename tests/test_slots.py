@@ -33,7 +33,8 @@ def fill(slots: Slots, stream: object, wanted: list[FrameKey], task: str = "open
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6, unique=True).map(sorted), max_size=8))
 def test_what_is_kept_is_the_longest_common_beginning(windows):
     """One frame too many would be another episode's; one too few costs time."""
-    slots, before = Slots(2, most_streams=1), []
+    slots = Slots(2, most_streams=1)
+    before: list[int] = []
     for window in windows:
         common = 0
         while common < min(len(before), len(window)) and before[common] == window[common]:

@@ -7,6 +7,7 @@ once (`executor`). Knows nothing of checkpoints, files or environments.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,11 @@ from robometer_gym.engine.weights import Watch
 from robometer_gym.model.modeling import RobometerModel
 from robometer_gym.model.processor import RobometerProcessor
 from robometer_gym.model.vision import Grid
-from robometer_gym.reward_model import Clip, Prediction
+from robometer_gym.reward_model import Clip, Prediction, RewardModelError
 
 __all__ = ["Engine", "why_not"]
+
+logger = logging.getLogger(__name__)
 
 # New tokens in one pass. More gain no speed on a GPU and could exhaust its memory.
 _MOST_TOKENS = 16384
@@ -90,7 +93,6 @@ class Engine:
         self._model, self._processor = model, processor
         self._max_frames, self._max_streams = max_frames, max_streams
         self._prompts = Prompts(processor)
-        self._most_slots = max_streams + _SPARE_SLOTS
         self._jobs: list[_Job] = []  # clips that wait to be run together
         self._waiting = 0  # their tokens, of pictures
         self._counts = {"frames_run": 0, "frames_kept": 0, "evictions": 0, "forgotten": 0}
@@ -98,10 +100,29 @@ class Engine:
 
     @torch.inference_mode()
     def predict(self, clips: Sequence[Clip]) -> list[Prediction]:
-        """Score clips; see `RobometerRewardModel.predict`."""
+        """Score clips; see `RobometerRewardModel.predict`.
+
+        Raises:
+            RewardModelError: no memory, even with half the budget and empty caches.
+        """
         if self._weights_changed():
             self._counts["forgotten"] += 1
             self._prepare()
+        try:
+            return self._predict(clips)
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("Out of memory on %s: caches are emptied.", self._executor.device)
+            self._prepare(self._budget // 2)  # whoever else uses the card needs more of it now
+        try:
+            return self._predict(clips)
+        except torch.cuda.OutOfMemoryError as error:
+            raise RewardModelError(
+                f"{self._executor.device} has no memory for a prediction, even with empty caches: "
+                f"{error} Give the model fewer clips at once or smaller frames, load it with "
+                "quantization='nf4', or give the rest of the training less of the card."
+            ) from error
+
+    def _predict(self, clips: Sequence[Clip]) -> list[Prediction]:
         self._make_room(clips)
         self._slots.begin_call()
         answers: list[list[Answer]] = [[] for _ in clips]
@@ -139,11 +160,11 @@ class Engine:
             "evictions": self._counts["evictions"] + self._slots.evictions,
         }
 
-    def _prepare(self) -> None:
+    def _prepare(self, budget: int | None = None) -> None:
         """Begin with the weights as they are, and nothing cached."""
         self._executor = Executor(self._model, self._processor.images)
-        self._slots = Slots(0, 0)
-        self._budget = _budget(self._executor.device)
+        self._slots, self._most_slots = Slots(0, 0), self._max_streams + _SPARE_SLOTS
+        self._budget = _budget(self._executor.device) if budget is None else budget
         self._features = FrameFeatures(self._executor.encode, self._budget)
         self._watch = Watch(self._model)
         self._trained = self._model.trainings
@@ -159,12 +180,9 @@ class Engine:
         kept = min(self._slots.streams + len(streams), self._max_streams)
         unkept = sum(not _is_named(clip) for clip in clips)
         count = kept + max(1, min(unkept, _SPARE_SLOTS))
-        if length <= self._executor.length and count <= min(len(self._slots), self._most_slots):
-            return
-        if length <= self._executor.length and len(self._slots) == self._most_slots:
-            return
-        length = max(-(-length // _LENGTH_STEP) * _LENGTH_STEP, self._executor.length)
-        self._allocate(max(count, len(self._slots)), length)
+        if length > self._executor.length or min(count, self._most_slots) > len(self._slots):
+            length = max(-(-length // _LENGTH_STEP) * _LENGTH_STEP, self._executor.length)
+            self._allocate(max(count, len(self._slots)), length)
 
     def _allocate(self, count: int, length: int) -> None:
         affordable = int(self._budget * _KEYS_SHARE) // self._executor.slot_bytes(length)

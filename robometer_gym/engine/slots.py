@@ -75,7 +75,7 @@ class Slots:
         >>> slot = slots.lease("episode", "open it", first)
         >>> slot.frames
         []
-        >>> slot.frames += first  # once they are computed
+        >>> slot.task, slot.frames = "open it", first  # once they are computed
         >>> slots.give_back(slot)
         >>> slots.lease("episode", "open it", [first[0], FrameKey(9, 64, 64)]).frames
         [FrameKey(step=0, height=64, width=64)]

@@ -57,7 +57,7 @@ class Joined:
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     # Of exactly this class: a subclass may do anything with its weight.
-    return type(layer) is nn.Linear and layer.bias is None
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.bias is None
 
 
 @torch.inference_mode(False)

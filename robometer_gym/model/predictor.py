@@ -91,6 +91,7 @@ class RobometerRewardModel:
         local_files_only: bool = False,
         engine: EngineName = "fast",
         max_streams: int = 64,
+        quantization: Literal["int8", "nf4"] | None = None,
     ) -> RobometerRewardModel:
         """Load a checkpoint in LeRobot's or the authors' format.
 
@@ -105,11 +106,16 @@ class RobometerRewardModel:
             local_files_only: never ask the hub.
             engine: "fast" or "eager", see `RobometerRewardModel`.
             max_streams: likewise.
+            quantization: "int8" or "nf4" for a card that is too small for the language model's
+                matrices in 16 bits; changes the numbers. Such a model cannot be saved or trained.
 
         Raises:
             CheckpointError: it cannot be found, read or trusted; the message says why.
-            ValueError: an unknown dtype or engine, or a device that is not there.
+            ValueError: an unknown dtype, engine or quantization, or a device that is not there.
+            ImportError: quantization without bitsandbytes.
         """
+        if quantization not in (None, "int8", "nf4"):
+            raise ValueError(f"quantization must be 'int8', 'nf4' or None, got {quantization!r}.")
         device = _device(device)
         dtype = _dtype(dtype, device)
         if id_or_path == "demo":
@@ -119,7 +125,14 @@ class RobometerRewardModel:
         folder = find_files(
             id_or_path, CHECKPOINT_FILES, revision=revision, local_files_only=local_files_only
         )
-        model, config = load_checkpoint(folder, device=device, dtype=dtype)
+        # To be quantised it is loaded where there is room for it whole.
+        first = torch.device("cpu") if quantization else device
+        model, config = load_checkpoint(folder, device=first, dtype=dtype)
+        if quantization:
+            from robometer_gym.engine.quantize import quantize  # built on this package
+
+            quantize(model, quantization)
+            model = model.to(device)
         own = folder if (folder / "tokenizer.json").is_file() else config.base_model_id
         try:
             used = RobometerProcessor.from_pretrained(
@@ -145,8 +158,13 @@ class RobometerRewardModel:
             format: "lerobot" (readable by LeRobot) or "upstream" (by the authors' code).
 
         Raises:
-            ValueError: another format.
+            ValueError: another format, or quantised weights, which neither format has room for.
         """
+        if not all(parameter.is_floating_point() for parameter in self.model.parameters()):
+            raise ValueError(
+                "This model was loaded with quantization=..., and no published format holds "
+                "quantised weights. Save the checkpoint that it was loaded from."
+            )
         save_checkpoint(self.model, self.config, Path(path), format)
         self.processor.save_pretrained(path)
 
