@@ -67,7 +67,7 @@ def pillows_order(source: Size, target: Size) -> Order | None:
 def _resize_axis(frames: Tensor, axis: int, length: int) -> Tensor:
     if frames.shape[axis] == length:
         return frames
-    weights = _weights(frames.shape[axis], length).to(frames.device)
+    weights = _weights(frames.shape[axis], length, frames.device)
     lines = frames.double().flatten(axis + 1)  # everything after the axis: one matrix product
     resized: Tensor = _rounded(weights @ lines).unflatten(-1, frames.shape[axis + 1 :])
     return resized
@@ -79,7 +79,7 @@ def _rounded(sums: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _weights(source: int, target: int) -> Tensor:
+def _weights(source: int, target: int, device: torch.device) -> Tensor:
     """Return (target, source) float64 of integers: what each pixel takes from each."""
     weights = torch.zeros(target, source, dtype=torch.float64)
     scale = source / target
@@ -92,7 +92,7 @@ def _weights(source: int, target: int) -> Tensor:
         total = sum(taps)
         fixed = [_fixed(tap / total) for tap in taps]
         weights[pixel, first:last] = torch.tensor(fixed, dtype=torch.float64)
-    return weights
+    return weights.to(device)
 
 
 def _fixed(weight: float) -> int:

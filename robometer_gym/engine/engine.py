@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from robometer_gym.engine.executor import Executor, Row
+from robometer_gym.engine.executor import Executor
 from robometer_gym.engine.features import FrameFeatures, Wanted
+from robometer_gym.engine.layout import Row
 from robometer_gym.engine.prompts import Prompts
 from robometer_gym.engine.slots import Answer, FrameKey, Slot, Slots
 from robometer_gym.engine.text import why_not_decoded
@@ -145,7 +146,7 @@ class Engine:
         return {
             "device": str(self._executor.device),
             "dtype": str(self._executor.dtype).removeprefix("torch."),
-            "attention": "row by row",
+            **self._executor.path,
             "streams": self._slots.streams,
             "max_streams": self._slots.most_streams if len(self._slots) else self._max_streams,
             "slots": len(self._slots),

@@ -9,57 +9,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from robometer_gym.engine.attention import RowAttention, Span
 from robometer_gym.engine.bicubic import pillows_order, resize
+from robometer_gym.engine.layout import Row, lay_out, to_device
 from robometer_gym.engine.prompts import Segment
+from robometer_gym.engine.runner import new_runner
 from robometer_gym.engine.slots import Answer
-from robometer_gym.engine.text import TextDecoder, Tokens
-from robometer_gym.model.heads import decode_progress
 from robometer_gym.model.images import ImageSettings
 from robometer_gym.model.modeling import RobometerModel
-from robometer_gym.model.vision import Grid, Places, encode_equal, places
+from robometer_gym.model.vision import Grid, Places, places
 from robometer_gym.reward_model import Frame, RewardModelError
 
-__all__ = ["Executor", "Row"]
+__all__ = ["Executor"]
 
 _MOST_QUESTIONS = 32  # whose keys and values are kept: 12 MB each for the released model
-
-
-class Row(NamedTuple):
-    """What is to be run in one slot.
-
-    Attributes:
-        slot: its number.
-        segments: the new tokens.
-        tokens: how many stand before them in the slot.
-        position: at which the first of them is.
-        features: of the picture in each segment that has one, (1 + levels, tokens, D).
-    """
-
-    slot: int
-    segments: list[Segment]
-    tokens: int = 0
-    position: int = 0
-    features: Sequence[Tensor] = ()
-
-
-class _Layout(NamedTuple):
-    """Numbers of a batch of N tokens, all int64."""
-
-    ids: NDArray[np.int64]  # (N,)
-    positions: NDArray[np.int64]  # (3, N)
-    lines: NDArray[np.int64]  # (N,)
-    pictures: NDArray[np.int64]  # (M,), the tokens that stand for pictures
-    wanted: NDArray[np.int64]  # (R,)
-    spans: list[Span]
-    wanted_spans: list[Span]
 
 
 class Executor:
@@ -76,15 +44,20 @@ class Executor:
 
     def __init__(self, model: RobometerModel, images: ImageSettings) -> None:
         self._model, self._images = model, images
-        self._visual: Any = model.backbone.visual
-        self._decoder = TextDecoder(model.backbone.language_model)
-        weight = self._decoder.embed.weight
+        self._visual: Any = model.backbone.visual  # transformers' types differ between versions
+        weight = model.backbone.get_input_embeddings().weight
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
+        self._decoder, self._runner = new_runner(model)
         self.slots = self.length = 0
         self._cache = self._new_cache(0, 0)
         self._questions: OrderedDict[str, Tensor] = OrderedDict()
         self._places: dict[Grid, Places] = {}
+
+    @property
+    def path(self) -> dict[str, str]:
+        """How the network is run, and why not in a faster way."""
+        return self._runner.path
 
     @property
     def cache_bytes(self) -> int:
@@ -118,16 +91,14 @@ class Executor:
                     ) from error
                 slots = max(2, slots // 2)
         self.slots, self.length = slots, length
+        self._runner.forget()  # what was recorded is of the cache before
 
     def encode(self, frames: Sequence[Frame]) -> Tensor:
         """Return the features of pictures of one size, (n, 1 + levels, tokens, D)."""
         patches, grid = self._patches(frames)
         if grid not in self._places:
             self._places[grid] = places(self._visual, grid)
-        features = encode_equal(self._visual, patches, self._places[grid])
-        levels = torch.stack([features.embeddings, *features.deepstack])
-        each: Tensor = levels.unflatten(1, (len(frames), -1)).transpose(0, 1)
-        return each.contiguous()
+        return self._runner.encode(patches, self._places[grid])
 
     def ask(self, questions: Sequence[tuple[int, str, Segment]]) -> None:
         """Put questions at the beginnings of slots: those of new tasks are computed.
@@ -150,18 +121,15 @@ class Executor:
 
     def run(self, rows: Sequence[Row]) -> list[list[Answer]]:
         """Run new tokens; return what is said at each picture of each row."""
-        layout = _layout(rows, self.length)
-        hidden = self._decoder(self._tokens(layout, rows), self._cache)
-        if not len(layout.wanted):
-            return [[] for _ in rows]
-        progress = decode_progress(self._model.progress_head(hidden))
-        success = self._model.success_head(hidden)[:, 0].sigmoid()
-        values = iter(torch.stack([progress, success], dim=1).tolist())  # the only read
-        return [[Answer(*next(values)) for _ in row.features] for row in rows]
+        layout = lay_out(rows, self.length)
+        features = [each for row in rows for each in row.features]
+        said = iter(self._runner(layout, features, self._cache).tolist())  # the only read
+        return [[Answer(*next(said)) for _ in row.features] for row in rows]
 
     def _new_cache(self, slots: int, length: int) -> Tensor:
         decoder = self._decoder
-        shape = (2, decoder.layers, slots * length, decoder.kv_heads, decoder.head_dim)
+        lines = slots * length + 1  # in the last one lies what fills up a batch
+        shape = (2, decoder.layers, lines, decoder.kv_heads, decoder.head_dim)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _part(self, slot: int, tokens: int) -> Tensor:
@@ -175,67 +143,7 @@ class Executor:
         if size != source and order is None:  # for a CPU, Pillow's own loop is the fastest
             cut = torch.stack([self._images.patches(frame)[0] for frame in frames])
             return cut.to(self.device), self._images.grid(*size)
-        pixels = torch.from_numpy(np.stack(frames)).to(self.device)
+        pixels = to_device(np.stack(frames), self.device)
         if size != source and order is not None:
             pixels = resize(pixels, size, order)
         return self._images.cut(pixels), self._images.grid(*size)
-
-    def _tokens(self, layout: _Layout, rows: Sequence[Row]) -> Tokens:
-        ids, positions, lines, pictures, wanted = _upload(layout, self.device)
-        embeddings = self._decoder.embed(ids)
-        deepstack = embeddings.new_zeros(0, *embeddings.shape)
-        if features := [each for row in rows for each in row.features]:
-            levels = torch.cat(features, dim=1)
-            embeddings.index_copy_(0, pictures, levels[0])
-            deepstack = embeddings.new_zeros(len(levels) - 1, *embeddings.shape)
-            deepstack.index_copy_(1, pictures, levels[1:])
-        return Tokens(
-            embeddings,
-            deepstack,
-            positions,
-            lines,
-            wanted,
-            RowAttention(layout.spans, embeddings),
-            RowAttention(layout.wanted_spans, embeddings),
-        )
-
-
-def _layout(rows: Sequence[Row], length: int) -> _Layout:
-    """Number the tokens of all rows, one row after the other."""
-    ids, positions, lines, pictures, wanted = [], [], [], [], []
-    spans, wanted_spans, first = [], [], 0
-    for row in rows:
-        count, position, asked = 0, row.position, []
-        for piece in row.segments:
-            ids.append(piece.ids)
-            positions.append(piece.positions + position)
-            if piece.picture[1]:
-                pictures.append(np.arange(*piece.picture) + first + count)
-                asked.append(count + len(piece.ids) - 1)
-            count, position = count + len(piece.ids), position + piece.advance
-        line, seen = row.slot * length, np.arange(row.tokens + 1, row.tokens + count + 1)
-        lines.append(line + seen - 1)
-        wanted.append(np.array(asked, np.int64) + first)
-        spans.append(Span(line, seen))
-        wanted_spans.append(Span(line, seen[asked]))
-        first += count
-    none = np.zeros(0, np.int64)
-    return _Layout(
-        np.concatenate(ids),
-        np.concatenate(positions, axis=1),
-        np.concatenate(lines),
-        np.concatenate([none, *pictures]),
-        np.concatenate(wanted),
-        spans,
-        wanted_spans,
-    )
-
-
-def _upload(layout: _Layout, device: torch.device) -> list[Tensor]:
-    """Bring the numbers to the device, in one piece."""
-    arrays = layout[:5]
-    numbers = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
-    if device.type == "cuda":
-        numbers = numbers.pin_memory()
-    parts = numbers.to(device, non_blocking=True).split([array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

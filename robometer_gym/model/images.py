@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -128,10 +129,7 @@ class ImageSettings:
             the order in which the vision tower merges them.
         """
         # Rescaling by 1/255 is folded into mean and std, as in transformers: the same roundings.
-        mean, std = (
-            (torch.tensor(v) * 255.0).to(pixels.device)[:, None, None]
-            for v in (self.image_mean, self.image_std)
-        )
+        mean, std = (_per_channel(v, pixels.device) for v in (self.image_mean, self.image_std))
         normal = (pixels.permute(0, 3, 1, 2).float() - mean) / std
         merge, side, times = self.merge_size, self.patch_size, self.temporal_patch_size
         high, wide = (length // (merge * side) for length in pixels.shape[1:3])
@@ -139,6 +137,12 @@ class ImageSettings:
         cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (N, high, wide, merge, merge, 3, side, side)
         cut = cut.unsqueeze(6).expand(*cut.shape[:6], times, side, side)
         return cut.reshape(len(pixels), high * merge * wide * merge, -1)
+
+
+@lru_cache
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return values for pixels in [0, 255], (3, 1, 1): kept, because a GPU has to wait for it."""
+    return (torch.tensor(values) * 255.0).to(device)[:, None, None]
 
 
 def smart_size(height: int, width: int, factor: int) -> tuple[int, int]:
