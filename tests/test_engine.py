@@ -227,7 +227,7 @@ def test_what_is_in_unused_memory_changes_nothing():
     model = new_model()
     for steps in ([0, 1, 2], [0, 2, 4, 5], [0, 5], [0, 5, 6], [3, 6, 7, 8]):
         executor = engine_of(model)._executor
-        used = torch.zeros(executor.slots * executor.length, dtype=torch.bool)
+        used = torch.zeros(executor._cache.shape[2], dtype=torch.bool)
         for slot in engine_of(model)._slots._slots:
             if slot.task is not None:
                 tokens, _ = engine_of(model)._prompts.extent(slot.task, (4, 4), len(slot.frames))
