@@ -39,7 +39,8 @@ _SPARE_SLOTS = 8
 
 _LENGTH_STEP = 128  # tokens: slots grow in steps, because growing forgets what is in them
 _CPU_BUDGET = 2 << 30
-_KEYS_SHARE = 0.75  # of the budget, at most, for keys and values; frame features have the rest
+# Of the budget, at most, for keys and values, and for those of questions. Frames have the rest.
+_KEYS_SHARE, _QUESTIONS_SHARE = 0.625, 0.125
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,8 @@ class Engine:
         self._jobs: list[_Job] = []  # clips that wait to be run together
         self._waiting = 0  # their tokens, of pictures
         self._counts = {"frames_run": 0, "frames_kept": 0, "evictions": 0, "forgotten": 0}
+        self._device: torch.device | None = None
+        self._budget = 0
         self._prepare()
 
     @torch.inference_mode()
@@ -152,7 +155,7 @@ class Engine:
             "slots": len(self._slots),
             "slot_tokens": self._executor.length,
             "cache_budget_bytes": self._budget,
-            "cache_bytes": self._executor.cache_bytes + features.bytes,
+            "cache_bytes": self._executor.bytes + features.bytes,
             "frames_held": len(features),
             "frames_encoded": features.encoded,
             "frames_reused": features.reused,
@@ -165,7 +168,10 @@ class Engine:
         """Begin with the weights as they are, and nothing cached."""
         self._executor = Executor(self._model, self._processor.images)
         self._slots, self._most_slots = Slots(0, 0), self._max_streams + _SPARE_SLOTS
-        self._budget = _budget(self._executor.device) if budget is None else budget
+        if self._executor.device != self._device:
+            self._device, budget = self._executor.device, _budget(self._executor.device)
+        self._budget = self._budget if budget is None else budget
+        self._executor.questions_budget = int(self._budget * _QUESTIONS_SHARE)
         self._features = FrameFeatures(self._executor.encode, self._budget)
         self._watch = Watch(self._model)
         self._trained = self._model.trainings
@@ -178,8 +184,9 @@ class Engine:
         length = max((self._tokens_needed(clip) for clip in clips), default=0)
         streams = {clip.stream for clip in clips if _is_named(clip)}
         streams = {stream for stream in streams if stream not in self._slots}
-        kept = min(self._slots.streams + len(streams), self._max_streams)
-        unkept = sum(not _is_named(clip) for clip in clips)
+        named = self._slots.streams + len(streams)
+        kept = min(named, self._max_streams)
+        unkept = named - kept + sum(not _is_named(clip) for clip in clips)
         count = kept + max(1, min(unkept, _SPARE_SLOTS))
         if length > self._executor.length or min(count, self._most_slots) > len(self._slots):
             length = max(-(-length // _LENGTH_STEP) * _LENGTH_STEP, self._executor.length)
@@ -195,7 +202,8 @@ class Engine:
         if self._executor.slots < count:
             self._most_slots = self._executor.slots
         self._slots = Slots(self._executor.slots, self._max_streams)
-        self._features.budget = max(0, self._budget - self._executor.cache_bytes)
+        rest = self._budget - self._executor.questions_budget - self._executor.cache_bytes
+        self._features.budget = max(0, rest)
 
     def _tokens_needed(self, clip: Clip) -> int:
         return self._prompts.extent(clip.task, self._grid(clip), max(len(clip), self._max_frames))[

@@ -27,8 +27,6 @@ from robometer_gym.reward_model import Frame, RewardModelError
 
 __all__ = ["Executor"]
 
-_MOST_QUESTIONS = 32  # whose keys and values are kept: 12 MB each for the released model
-
 
 class Executor:
     """The network, run piece by piece.
@@ -40,6 +38,8 @@ class Executor:
     Attributes:
         slots: how many slots the cache has.
         length: how many tokens a slot has room for.
+        questions_budget: most bytes for the keys and values of questions, 12 MB each for the
+            released model.
     """
 
     def __init__(self, model: RobometerModel, images: ImageSettings) -> None:
@@ -49,7 +49,7 @@ class Executor:
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
         self._decoder, self._runner = new_runner(model)
-        self.slots = self.length = 0
+        self.slots = self.length = self.questions_budget = 0
         self._cache = self._new_cache(0, 0)
         self._questions: OrderedDict[str, Tensor] = OrderedDict()
         self._places: dict[Grid, Places] = {}
@@ -63,6 +63,15 @@ class Executor:
     def cache_bytes(self) -> int:
         """How many bytes the keys and values of all slots take."""
         return self._cache.nbytes
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes are kept altogether."""
+        return self.cache_bytes + self._questions_bytes
+
+    @property
+    def _questions_bytes(self) -> int:
+        return sum(question.nbytes for question in self._questions.values())
 
     def slot_bytes(self, length: int) -> int:
         """Return how many bytes a slot of so many tokens takes."""
@@ -116,7 +125,7 @@ class Executor:
         for slot, task, piece in questions:
             self._part(slot, len(piece.ids)).copy_(self._questions[task])
             self._questions.move_to_end(task)
-        while len(self._questions) > _MOST_QUESTIONS:
+        while self._questions_bytes > self.questions_budget:
             self._questions.popitem(last=False)
 
     def run(self, rows: Sequence[Row]) -> list[list[Answer]]:

@@ -6,7 +6,10 @@ Recorded work costs the CPU one launch instead of thousands. Knows nothing of wh
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +23,8 @@ Function = Callable[..., Tensor]
 Record = Callable[[Function, Sequence[Tensor]], tuple[Callable[[], object], Tensor]]
 """From a function and its inputs to what repeats it, and the output that this fills."""
 
-_MOST = 64  # recordings: each holds some memory
+_MOST = 64  # recordings: each holds some memory, and takes about a second to make
+_WORTH = 2  # the same shape is recorded when it comes for the second time
 
 
 class Graphs:
@@ -40,8 +44,8 @@ class Graphs:
         ...     output = function(*inputs)
         ...     return lambda: output.copy_(function(*inputs)), output
         >>> graphs = Graphs(record)
-        >>> [graphs("double", lambda x: 2 * x, [torch.ones(1) * n]).item() for n in (1, 2)]
-        [2.0, 4.0]
+        >>> [graphs("double", lambda x: 2 * x, [torch.ones(1) * n]).item() for n in (1, 2, 3)]
+        [2.0, 4.0, 6.0]
         >>> len(graphs)
         1
     """
@@ -49,6 +53,7 @@ class Graphs:
     def __init__(self, record: Record) -> None:
         self._record = record
         self._recorded: dict[Hashable, tuple[list[Tensor], Callable[[], object], Tensor]] = {}
+        self._times: Counter[Hashable] = Counter()
         self.why_off = ""
 
     def __len__(self) -> int:
@@ -58,7 +63,9 @@ class Graphs:
         """Return `function(*inputs)`; the same name must mean the same function."""
         key = name, tuple((x.shape, x.dtype) for x in inputs)
         if key not in self._recorded:
-            if self.why_off or len(self._recorded) >= _MOST:
+            self._times[key] += 1
+            full = len(self._recorded) >= _MOST
+            if self.why_off or full or self._times[key] < _WORTH:
                 return function(*inputs)
             fixed = [x.clone() for x in inputs]
             try:
@@ -78,10 +85,15 @@ class Graphs:
     def forget(self) -> None:
         """Forget all recordings: what they read or wrote is no longer there."""
         self._recorded.clear()
+        self._times.clear()
 
 
 def record_cuda(function: Function, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Record with `torch.cuda.CUDAGraph`."""
+    """Record with `torch.cuda.CUDAGraph`.
+
+    All recordings share their memory: they are replayed one after the other, and nothing but the
+    output, which `Graphs` copies at once, outlives a replay.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -89,6 +101,11 @@ def record_cuda(function: Function, inputs: Sequence[Tensor]) -> tuple[Callable[
             function(*inputs)
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_pool()):
         output = function(*inputs)
     return graph.replay, output
+
+
+@cache
+def _pool() -> Any:
+    return torch.cuda.graph_pool_handle()

@@ -77,6 +77,6 @@ def fill_up(layout: Layout, shape: Shape, scratch: int) -> Layout:
 
 
 def _rounded(count: int) -> int:
-    """Return the next of 64, 96, 128, 192, 256, 384, ...: at most a third is added."""
-    power: int = 1 << max(6, (count - 1).bit_length())
-    return power * 3 // 4 if count <= power * 3 // 4 and power > 64 else power
+    """Return the next of 32, 64, ..., 512, 576, ..., 1024, 1152, ...: little is added to many."""
+    step = max(32, (1 << (count - 1).bit_length()) // 16)
+    return -(-count // step) * step
