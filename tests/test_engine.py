@@ -402,6 +402,22 @@ def test_a_failure_in_the_middle_leaves_no_half_truths(monkeypatch):
     assert model.engine_info()["streams"] == 2
 
 
+def test_one_long_video_does_not_cost_the_others_their_slots(monkeypatch):
+    """After a video was scored, a vector environment would be slow for the rest of its training."""
+    monkeypatch.setattr(engine_module, "_CPU_BUDGET", 8_000_000)
+    model = new_model()
+    video, clips = clip(None, range(120)), [clip(n, [0, 2, 4]) for n in range(12)]
+    model.predict(clips)
+    before = model.engine_info()
+    assert before["streams"] == 12
+    assert_close(model.predict([video]), MODELS["eager"].predict([video]))
+    assert model.engine_info()["slots"] < 12
+    assert_close(model.predict(clips), MODELS["eager"].predict(clips))
+    after = model.engine_info()
+    assert (after["streams"], after["slot_tokens"]) == (12, before["slot_tokens"])
+    assert after["cache_bytes"] <= 8_000_000
+
+
 def test_questions_of_many_tasks_are_kept_within_the_budget(monkeypatch):
     """A service that is asked about a new task in every episode would fill the card."""
     monkeypatch.setattr(engine_module, "_CPU_BUDGET", 2_000_000)

@@ -188,27 +188,30 @@ class Engine:
         kept = min(named, self._max_streams)
         unkept = named - kept + sum(not _is_named(clip) for clip in clips)
         count = kept + max(1, min(unkept, _SPARE_SLOTS))
-        if length > self._executor.length or min(count, self._most_slots) > len(self._slots):
-            length = max(-(-length // _LENGTH_STEP) * _LENGTH_STEP, self._executor.length)
-            self._allocate(max(count, len(self._slots)), length)
+        length = -(-length // _LENGTH_STEP) * _LENGTH_STEP
+        # One long video makes few long slots; they are not to stay when many short ones are needed.
+        shorten = count > len(self._slots) and 2 * length <= self._executor.length
+        few = min(count, self._most_slots) > len(self._slots)
+        if shorten or few or length > self._executor.length:
+            longest = length if shorten else max(length, self._executor.length)
+            self._allocate(max(count, len(self._slots)), longest)
 
     def _allocate(self, count: int, length: int) -> None:
         affordable = int(self._budget * _KEYS_SHARE) // self._executor.slot_bytes(length)
         self._most_slots = max(2, min(self._max_streams + _SPARE_SLOTS, affordable))
         count = min(_rounded_up(count), self._most_slots)
         self._counts["evictions"] += self._slots.evictions
+        rest = self._budget - self._executor.questions_budget
+        self._features.limit(rest - count * self._executor.slot_bytes(length))
         self._slots = Slots(0, 0)  # should there be no memory
         self._executor.allocate(count, length)
         if self._executor.slots < count:
             self._most_slots = self._executor.slots
         self._slots = Slots(self._executor.slots, self._max_streams)
-        rest = self._budget - self._executor.questions_budget - self._executor.cache_bytes
-        self._features.budget = max(0, rest)
 
     def _tokens_needed(self, clip: Clip) -> int:
-        return self._prompts.extent(clip.task, self._grid(clip), max(len(clip), self._max_frames))[
-            0
-        ]
+        frames = max(len(clip), self._max_frames)
+        return self._prompts.extent(clip.task, self._grid(clip), frames)[0]
 
     def _grid(self, clip: Clip) -> Grid:
         images = self._processor.images
@@ -245,12 +248,8 @@ class Engine:
         due = [job for job in self._jobs if job.new]
         features = iter(self._features.fetch([one for job in due for one in _wanted(job)]))
         fresh = [job for job in due if job.slot.task is None]
-        self._executor.ask(
-            [
-                (job.slot.number, job.clip.task, self._prompts.question(job.clip.task))
-                for job in fresh
-            ]
-        )
+        tasks = [(job.slot.number, job.clip.task) for job in fresh]
+        self._executor.ask([(*each, self._prompts.question(each[1])) for each in tasks])
         for job in fresh:
             job.slot.task = job.clip.task
         rows = [self._row(job, [next(features) for _ in job.new]) for job in due]

@@ -50,7 +50,7 @@ class FrameFeatures:
         bytes: how many are kept.
     """
 
-    def __init__(self, encode: Encode, budget: int, together: int = 1 << 24) -> None:
+    def __init__(self, encode: Encode, budget: int, together: int = 1 << 22) -> None:
         self._encode, self.budget, self._together = encode, budget, together
         self._kept: OrderedDict[tuple[Hashable, FrameKey], Tensor] = OrderedDict()
         self._of_stream: dict[Hashable, set[FrameKey]] = {}
@@ -87,6 +87,13 @@ class FrameFeatures:
         for key in tuple(self._of_stream.get(stream, ())):
             self._drop((stream, key))
 
+    def limit(self, budget: int) -> None:
+        """Keep to another budget, from now on."""
+        self.budget = budget
+        while self.bytes > budget and self._kept:
+            self._drop(next(iter(self._kept)))
+            self.evictions += 1
+
     def newest(self, stream: Hashable) -> int | None:
         """Return the latest step that is kept of a stream, or None."""
         return max((key.step for key in self._of_stream.get(stream, ())), default=None)
@@ -108,9 +115,7 @@ class FrameFeatures:
         self._kept[name] = features if whole else features.clone()
         self._of_stream.setdefault(name[0], set()).add(name[1])
         self.bytes += features.nbytes
-        while self.bytes > self.budget and self._kept:
-            self._drop(next(iter(self._kept)))
-            self.evictions += 1
+        self.limit(self.budget)
 
     def _drop(self, name: tuple[Hashable, FrameKey]) -> None:
         self.bytes -= self._kept.pop(name).nbytes
