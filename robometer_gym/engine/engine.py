@@ -96,6 +96,7 @@ class Engine:
         self._max_frames, self._max_streams = max_frames, max_streams
         self._prompts = Prompts(processor)
         self._jobs: list[_Job] = []  # clips that wait to be run together
+        self._waiting_streams: set[Hashable] = set()
         self._waiting = 0  # their tokens, of pictures
         self._counts = {"frames_run": 0, "frames_kept": 0, "evictions": 0, "forgotten": 0}
         self._device: torch.device | None = None
@@ -220,7 +221,7 @@ class Engine:
     def _plan(self, index: int, clip: Clip, answers: list[list[Answer]]) -> None:
         """Give a clip a slot, and let it wait for others unless it can be answered at once."""
         stream = clip.stream if _is_named(clip) else None
-        if stream is not None and any(job.clip.stream == stream for job in self._jobs):
+        if stream is not None and stream in self._waiting_streams:
             self._run(answers)  # one slot cannot hold two windows at a time
         height, width, _ = clip.images[0].shape
         keys = [FrameKey(step, height, width) for step in clip.steps or range(len(clip))]
@@ -235,13 +236,16 @@ class Engine:
         self._counts["frames_kept"] += len(slot.frames)
         self._counts["frames_run"] += len(job.new)
         self._jobs.append(job)
+        self._waiting_streams.add(stream)
         self._waiting += len(job.new) * self._processor.images.tokens(job.grid)
         if self._waiting > _MOST_TOKENS:
             self._run(answers)
 
     def _ends_before(self, stream: Hashable, step: int) -> bool:
-        known = self._slots.newest(stream), self._features.newest(stream)
-        return any(newest is not None and step < newest for newest in known)
+        newest = self._slots.newest(stream)
+        if newest is None:
+            newest = self._features.newest(stream)
+        return newest is not None and step < newest
 
     def _run(self, answers: list[list[Answer]]) -> None:
         """Answer all clips that wait."""
@@ -264,6 +268,7 @@ class Engine:
         for job in self._jobs:
             self._slots.give_back(job.slot)
         self._jobs.clear()
+        self._waiting_streams.clear()
         self._waiting = 0
 
     def _row(self, job: _Job, features: list[torch.Tensor]) -> Row:

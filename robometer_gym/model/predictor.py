@@ -18,7 +18,7 @@ from robometer_gym.model.checkpoint import CHECKPOINT_FILES, load_checkpoint, sa
 from robometer_gym.model.config import Format, RobometerConfig
 from robometer_gym.model.heads import decode_progress
 from robometer_gym.model.hub import find_files
-from robometer_gym.model.modeling import RobometerModel
+from robometer_gym.model.modeling import RobometerModel, check_together
 from robometer_gym.model.processor import Encoded, RobometerProcessor
 from robometer_gym.reward_model import CheckpointError, Clip, Prediction, RewardModelError
 
@@ -66,7 +66,7 @@ class RobometerRewardModel:
         engine: EngineName = "fast",
         max_streams: int = 64,
     ) -> None:
-        _check_together(model, processor)
+        check_together(model, processor)
         if engine not in get_args(EngineName):
             raise ValueError(f"engine must be one of {get_args(EngineName)}, got {engine!r}.")
         if max_streams < 1:
@@ -338,34 +338,3 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype must be a floating type such as 'bfloat16', got {dtype!r}.")
     return found
-
-
-def _check_together(model: RobometerModel, processor: RobometerProcessor) -> None:
-    rows = model.backbone.get_input_embeddings().weight.shape[0]
-    tokens = len(processor.tokenizer)
-    if tokens != rows:
-        raise CheckpointError(
-            f"The embedding has {rows} rows, but the tokenizer with Robometer's special tokens has "
-            f"{tokens} entries: token ids would mean something else. "
-            "Name the tokenizer that the checkpoint was trained with: processor='Qwen/...'."
-        )
-    config = model.backbone.config
-    of_model = (
-        config.image_token_id,
-        config.vision_config.patch_size,
-        config.vision_config.spatial_merge_size,
-        config.vision_config.temporal_patch_size,
-    )
-    images = processor.images
-    of_processor = (
-        processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        images.patch_size,
-        images.merge_size,
-        images.temporal_patch_size,
-    )
-    if of_model != of_processor:
-        raise CheckpointError(
-            "The checkpoint and the processor disagree about (image token, patch size, merge "
-            f"size, temporal patch size): {of_model} and {of_processor}. "
-            "Name the right one with processor=..."
-        )
