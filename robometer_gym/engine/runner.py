@@ -140,7 +140,7 @@ class StaticRunner(RowRunner):
         """See `RowRunner`."""
         run = super().encode
         count, each = patches.shape[:2]
-        room = 1 << (count - 1).bit_length()
+        room = count if count <= 4 else -(-count // 4) * 4
         if room * each > _MOST_RECORDED_PATCHES:
             return run(patches, where)
         filled = torch.cat([patches, patches.new_zeros(room - count, *patches.shape[1:])])
