@@ -81,11 +81,11 @@ def test_more_frames_than_there_is_room_for_are_all_answered():
 
 def test_what_is_counted_is_what_is_held():
     """A frame that is a part of a batch would keep the whole batch in memory, uncounted."""
-    features = FrameFeatures(Tower(), budget=100 * BYTES)
+    features = FrameFeatures(Tower(), budget=8 * BYTES)
     for first in range(0, 20, 5):
         features.fetch([wanted("a", first + n) for n in range(5)])
     held = {f.untyped_storage().data_ptr(): f.untyped_storage() for f in features._kept.values()}
-    assert sum(storage.nbytes() for storage in held.values()) == features.bytes == 20 * BYTES
+    assert sum(storage.nbytes() for storage in held.values()) == features.bytes == 8 * BYTES
 
 
 def test_large_batches_are_encoded_in_parts():
