@@ -116,7 +116,7 @@ def save_checkpoint(
         raise ValueError(f"format must be one of {tuple(_BACKBONE)}, got {format_!r}.")
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        _in_file(name, _BACKBONE[format_]): tensor.detach().contiguous()
+        _in_file(name, _BACKBONE[format_]): _by_itself(tensor.detach())
         for name, tensor in model.state_dict().items()
     }
     dtype = str(model.backbone.dtype).removeprefix("torch.")
@@ -128,6 +128,13 @@ def save_checkpoint(
         _write_json(folder / _CONFIG, backbone)
         (folder / _RUN).write_text(yaml.safe_dump(run))
         save_torch_state_dict(state, folder, max_shard_size="5GB")
+
+
+def _by_itself(tensor: Tensor) -> Tensor:
+    """Return a tensor that shares its memory with no other, as the library that saves it wants."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor.contiguous()
+    return tensor.to("cpu", copy=True)  # the fast engine's are views; copies may not fit on a GPU
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

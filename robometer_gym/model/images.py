@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,25 +99,50 @@ class ImageSettings:
         Raises:
             ValueError: one side is more than 200 times the other.
         """
-        source = image.shape[0], image.shape[1]
-        height, width = smart_size(*source, self.patch_size * self.merge_size)
-        if (height, width) != source:
+        height, width = self.seen_size(*image.shape[:2])
+        if (height, width) != image.shape[:2]:
             resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
             image = np.asarray(resized)
-        # Rescaling by 1/255 is folded into mean and std, as in transformers: the same roundings.
-        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
-        mean, std = (torch.tensor(v) * 255.0 for v in (self.image_mean, self.image_std))
-        pixels = (pixels - mean[:, None, None]) / std[:, None, None]
-        grid = (height // self.patch_size, width // self.patch_size)
-        return self._cut(pixels, grid), grid
+        pixels = torch.from_numpy(image.copy())
+        return self.cut(pixels[None])[0], self.grid(height, width)
 
-    def _cut(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        merge, side = self.merge_size, self.patch_size
-        high, wide = grid[0] // merge, grid[1] // merge
-        cut = pixels.reshape(3, high, merge, side, wide, merge, side)
-        cut = cut.permute(1, 4, 2, 5, 0, 3, 6)  # (high, wide, merge, merge, 3, side, side)
-        cut = cut.unsqueeze(5).expand(*cut.shape[:5], self.temporal_patch_size, side, side)
-        return cut.reshape(grid[0] * grid[1], -1)
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size in pixels at which the model sees a picture of this size.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        return smart_size(height, width, self.patch_size * self.merge_size)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return (h, w) in patches of a picture of `seen_size`."""
+        return height // self.patch_size, width // self.patch_size
+
+    def cut(self, pixels: Tensor) -> Tensor:
+        """Normalise and cut pictures of `seen_size`.
+
+        Args:
+            pixels: (N, H, W, 3) uint8 RGB.
+
+        Returns:
+            (N, h * w, 3 * temporal_patch_size * patch_size**2) float32, on the same device, in
+            the order in which the vision tower merges them.
+        """
+        # Rescaling by 1/255 is folded into mean and std, as in transformers: the same roundings.
+        mean, std = (_per_channel(v, pixels.device) for v in (self.image_mean, self.image_std))
+        normal = (pixels.permute(0, 3, 1, 2).float() - mean) / std
+        merge, side, times = self.merge_size, self.patch_size, self.temporal_patch_size
+        high, wide = (length // (merge * side) for length in pixels.shape[1:3])
+        cut = normal.reshape(-1, 3, high, merge, side, wide, merge, side)
+        cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (N, high, wide, merge, merge, 3, side, side)
+        cut = cut.unsqueeze(6).expand(*cut.shape[:6], times, side, side)
+        return cut.reshape(len(pixels), high * merge * wide * merge, -1)
+
+
+@lru_cache
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return values for pixels in [0, 255], (3, 1, 1): kept, because a GPU has to wait for it."""
+    return (torch.tensor(values) * 255.0).to(device)[:, None, None]
 
 
 def smart_size(height: int, width: int, factor: int) -> tuple[int, int]:

@@ -14,10 +14,11 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from robometer_gym.model.config import RobometerConfig
 from robometer_gym.model.heads import PredictionHead
-from robometer_gym.model.processor import Encoded
+from robometer_gym.model.processor import Encoded, RobometerProcessor
 from robometer_gym.model.vision import encode_images
+from robometer_gym.reward_model import CheckpointError
 
-__all__ = ["Logits", "RobometerModel", "empty_model"]
+__all__ = ["Logits", "RobometerModel", "check_together", "empty_model"]
 
 
 class Logits(NamedTuple):
@@ -58,6 +59,14 @@ class RobometerModel(nn.Module):
         self.progress_head = PredictionHead(hidden_size, progress_bins)
         self.preference_head = PredictionHead(hidden_size, 1)
         self.success_head = PredictionHead(hidden_size, 1)
+        self.trainings = 0
+        """How often training has begun: what was computed before may be out of date."""
+
+    def train(self, mode: bool = True) -> RobometerModel:
+        """Set training or evaluation mode, and count the trainings."""
+        self.trainings += mode
+        super().train(mode)
+        return self
 
     def forward(self, batch: Encoded) -> Logits:
         """Answer every question of a batch."""
@@ -121,3 +130,39 @@ def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> 
 def _backbone_config(config: dict[str, Any]) -> Qwen3VLConfig:
     # A copy, because transformers 5 completes the dicts that it is given.
     return Qwen3VLConfig(**{k: deepcopy(v) for k, v in config.items() if k != "model_type"})
+
+
+def check_together(model: RobometerModel, processor: RobometerProcessor) -> None:
+    """Raise unless a network and a processor belong together.
+
+    Raises:
+        CheckpointError: they disagree about the vocabulary or about how pictures are cut.
+    """
+    rows = model.backbone.get_input_embeddings().weight.shape[0]
+    tokens = len(processor.tokenizer)
+    if tokens != rows:
+        raise CheckpointError(
+            f"The embedding has {rows} rows, but the tokenizer with Robometer's special tokens has "
+            f"{tokens} entries: token ids would mean something else. "
+            "Name the tokenizer that the checkpoint was trained with: processor='Qwen/...'."
+        )
+    config = model.backbone.config
+    of_model = (
+        config.image_token_id,
+        config.vision_config.patch_size,
+        config.vision_config.spatial_merge_size,
+        config.vision_config.temporal_patch_size,
+    )
+    images = processor.images
+    of_processor = (
+        processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        images.patch_size,
+        images.merge_size,
+        images.temporal_patch_size,
+    )
+    if of_model != of_processor:
+        raise CheckpointError(
+            "The checkpoint and the processor disagree about (image token, patch size, merge "
+            f"size, temporal patch size): {of_model} and {of_processor}. "
+            "Name the right one with processor=..."
+        )

@@ -6,9 +6,9 @@ The one class of the model half that users meet. Knows nothing of environments o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,11 +18,16 @@ from robometer_gym.model.checkpoint import CHECKPOINT_FILES, load_checkpoint, sa
 from robometer_gym.model.config import Format, RobometerConfig
 from robometer_gym.model.heads import decode_progress
 from robometer_gym.model.hub import find_files
-from robometer_gym.model.modeling import RobometerModel
+from robometer_gym.model.modeling import RobometerModel, check_together
 from robometer_gym.model.processor import Encoded, RobometerProcessor
 from robometer_gym.reward_model import CheckpointError, Clip, Prediction, RewardModelError
 
+if TYPE_CHECKING:
+    from robometer_gym.engine.engine import Engine
+
 __all__ = ["RobometerRewardModel"]
+
+EngineName = Literal["fast", "eager"]
 
 # Tokens in one forward pass. Larger batches gain no speed on a GPU and could exhaust its memory.
 _MOST_TOKENS = 16384
@@ -35,9 +40,14 @@ class RobometerRewardModel:
         model: the network, with weights, on its device.
         processor: made for the same backbone.
         config: what the network was built from.
+        engine: "fast" keeps what it has computed for the frames of a stream, see `Clip`, and pays
+            only for new ones; "eager" computes every clip from its beginning. The numbers are the
+            same up to rounding.
+        max_streams: for how many streams at most the fast engine keeps keys and values.
 
     Raises:
         CheckpointError: network and processor do not belong together.
+        ValueError: another engine, or no room for a single stream.
 
     Example:
         >>> import numpy as np
@@ -48,12 +58,25 @@ class RobometerRewardModel:
     """
 
     def __init__(
-        self, model: RobometerModel, processor: RobometerProcessor, config: RobometerConfig
+        self,
+        model: RobometerModel,
+        processor: RobometerProcessor,
+        config: RobometerConfig,
+        *,
+        engine: EngineName = "fast",
+        max_streams: int = 64,
     ) -> None:
-        _check_together(model, processor)
+        check_together(model, processor)
+        if engine not in get_args(EngineName):
+            raise ValueError(f"engine must be one of {get_args(EngineName)}, got {engine!r}.")
+        if max_streams < 1:
+            raise ValueError(f"max_streams must be an integer >= 1, got {max_streams!r}.")
         self.model = model.eval()
         self.processor = processor
         self.config = config
+        self._max_streams = max_streams
+        self._why_eager = "engine='eager' was asked for" if engine == "eager" else ""
+        self._engine: Engine | None = None  # made at the first prediction: it joins weights
         self._process = os.getpid()
 
     @classmethod
@@ -66,6 +89,9 @@ class RobometerRewardModel:
         dtype: str | torch.dtype | None = None,
         processor: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        engine: EngineName = "fast",
+        max_streams: int = 64,
+        quantization: Literal["int8", "nf4"] | None = None,
     ) -> RobometerRewardModel:
         """Load a checkpoint in LeRobot's or the authors' format.
 
@@ -78,11 +104,18 @@ class RobometerRewardModel:
             processor: a hub id or folder with tokenizer and image settings; by default the
                 checkpoint's own, or else those of its base model.
             local_files_only: never ask the hub.
+            engine: "fast" or "eager", see `RobometerRewardModel`.
+            max_streams: likewise.
+            quantization: "int8" or "nf4" for a card that is too small for the language model's
+                matrices in 16 bits; changes the numbers. Such a model cannot be saved or trained.
 
         Raises:
             CheckpointError: it cannot be found, read or trusted; the message says why.
-            ValueError: an unknown dtype, or a device that is not there.
+            ValueError: an unknown dtype, engine or quantization, or a device that is not there.
+            ImportError: quantization without bitsandbytes.
         """
+        if quantization not in (None, "int8", "nf4"):
+            raise ValueError(f"quantization must be 'int8', 'nf4' or None, got {quantization!r}.")
         device = _device(device)
         dtype = _dtype(dtype, device)
         if id_or_path == "demo":
@@ -92,7 +125,14 @@ class RobometerRewardModel:
         folder = find_files(
             id_or_path, CHECKPOINT_FILES, revision=revision, local_files_only=local_files_only
         )
-        model, config = load_checkpoint(folder, device=device, dtype=dtype)
+        # To be quantised it is loaded where there is room for it whole.
+        first = torch.device("cpu") if quantization else device
+        model, config = load_checkpoint(folder, device=first, dtype=dtype)
+        if quantization:
+            from robometer_gym.engine.quantize import quantize  # built on this package
+
+            quantize(model, quantization)
+            model = model.to(device)
         own = folder if (folder / "tokenizer.json").is_file() else config.base_model_id
         try:
             used = RobometerProcessor.from_pretrained(
@@ -108,7 +148,7 @@ class RobometerRewardModel:
                 f"{os.fspath(own)!r}. Name a folder or hub id that has them with processor=... "
                 f"({error})"
             ) from error
-        return cls(model, used, config)
+        return cls(model, used, config, engine=engine, max_streams=max_streams)
 
     def save_pretrained(self, path: str | os.PathLike[str], format: Format = "lerobot") -> None:
         """Write a folder that `from_pretrained` reads, tokenizer and image settings included.
@@ -118,8 +158,13 @@ class RobometerRewardModel:
             format: "lerobot" (readable by LeRobot) or "upstream" (by the authors' code).
 
         Raises:
-            ValueError: another format.
+            ValueError: another format, or quantised weights, which neither format has room for.
         """
+        if not all(parameter.is_floating_point() for parameter in self.model.parameters()):
+            raise ValueError(
+                "This model was loaded with quantization=..., and no published format holds "
+                "quantised weights. Save the checkpoint that it was loaded from."
+            )
         save_checkpoint(self.model, self.config, Path(path), format)
         self.processor.save_pretrained(path)
 
@@ -140,6 +185,8 @@ class RobometerRewardModel:
             RewardModelError: in a process that was forked after the model had been loaded.
         """
         self._check_process()
+        if (engine := self._fast_engine()) is not None:
+            return engine.predict(clips)
         predictions = []
         for batch in self._batches(clips):
             logits = self.model(batch)
@@ -147,6 +194,22 @@ class RobometerRewardModel:
             values = torch.stack([decode_progress(logits.progress), logits.success.sigmoid()])
             predictions += [Prediction(*each.numpy()) for each in values.cpu().split(counts, dim=1)]
         return predictions
+
+    def release(self, stream: Hashable) -> None:
+        """Forget what is kept for a stream: its episode has ended."""
+        if self._engine is not None:
+            self._engine.release(stream)
+
+    def engine_info(self) -> dict[str, Any]:
+        """Return which path predicts and why, and what the caches hold and were good for.
+
+        Example:
+            >>> RobometerRewardModel.from_pretrained("demo", engine="eager").engine_info()
+            {'engine': 'eager', 'reason': "engine='eager' was asked for"}
+        """
+        if (engine := self._fast_engine()) is not None:
+            return {"engine": "fast", **engine.info()}
+        return {"engine": "eager", "reason": self._why_eager}
 
     @torch.inference_mode()
     def prefer(self, a: Clip, b: Clip) -> float:
@@ -204,6 +267,14 @@ class RobometerRewardModel:
         """Return itself: a copied environment shares the weights, it does not double them."""
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the caches behind: in another process there are other streams."""
+        from robometer_gym.engine.weights import part
+
+        self._engine = None
+        part(self.model)  # each of joined weights would be written with all the others
+        return self.__dict__.copy()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = {**state, "_process": os.getpid()}
 
@@ -216,6 +287,21 @@ class RobometerRewardModel:
                 "context='spawn' (gym.make_vec: vector_kwargs={'context': 'spawn'}; SubprocVecEnv: "
                 "start_method='spawn')."
             )
+
+    def _fast_engine(self) -> Engine | None:
+        """Return the engine, made now if need be; None where the eager path predicts."""
+        if self._engine is None and not self._why_eager:
+            from robometer_gym.engine.engine import Engine, why_not  # built on this package
+
+            self._why_eager = why_not(self.model)
+            if not self._why_eager:
+                self._engine = Engine(
+                    self.model,
+                    self.processor,
+                    max_frames=self.config.max_frames,
+                    max_streams=self._max_streams,
+                )
+        return self._engine
 
     def _batches(self, clips: Sequence[Clip]) -> Iterator[Encoded]:
         """Encode in groups, so that many clips at once do not exhaust the memory."""
@@ -252,34 +338,3 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype must be a floating type such as 'bfloat16', got {dtype!r}.")
     return found
-
-
-def _check_together(model: RobometerModel, processor: RobometerProcessor) -> None:
-    rows = model.backbone.get_input_embeddings().weight.shape[0]
-    tokens = len(processor.tokenizer)
-    if tokens != rows:
-        raise CheckpointError(
-            f"The embedding has {rows} rows, but the tokenizer with Robometer's special tokens has "
-            f"{tokens} entries: token ids would mean something else. "
-            "Name the tokenizer that the checkpoint was trained with: processor='Qwen/...'."
-        )
-    config = model.backbone.config
-    of_model = (
-        config.image_token_id,
-        config.vision_config.patch_size,
-        config.vision_config.spatial_merge_size,
-        config.vision_config.temporal_patch_size,
-    )
-    images = processor.images
-    of_processor = (
-        processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        images.patch_size,
-        images.merge_size,
-        images.temporal_patch_size,
-    )
-    if of_model != of_processor:
-        raise CheckpointError(
-            "The checkpoint and the processor disagree about (image token, patch size, merge "
-            f"size, temporal patch size): {of_model} and {of_processor}. "
-            "Name the right one with processor=..."
-        )

@@ -22,7 +22,7 @@ from robometer_gym.model.hub import find_files
 from robometer_gym.model.images import ImageSettings, image_grids
 from robometer_gym.reward_model import CheckpointError, Clip
 
-__all__ = ["Encoded", "RobometerProcessor"]
+__all__ = ["Encoded", "RobometerProcessor", "picture_label", "picture_text", "token_positions"]
 
 # The wording is part of the checkpoint: robometer/data/collators/rbm_heads.py:378 and 482-513 at
 # c7f38e2. {task} is put in once, by replace, so that braces in a task stay as they are.
@@ -59,6 +59,21 @@ PHRASES = (
 
 _TOKENIZER_FILE = "tokenizer.json"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def progress_question(task: str) -> str:
+    """Return what the model is told before it sees the first picture."""
+    return f"<|im_start|>{_USER}{_PROGRESS_PROMPT.replace('{task}', task)}"
+
+
+def picture_label(number: int) -> str:
+    """Return how a picture is announced; pictures are numbered from 1 through a conversation."""
+    return f"Picture {number}: "
+
+
+def picture_text(tokens: int) -> str:
+    """Return what stands for a picture of so many tokens, to the token that is read after it."""
+    return f"<|vision_start|>{'<|image_pad|>' * tokens}<|vision_end|><|prog_token|>"
 
 
 class Sample(NamedTuple):
@@ -187,13 +202,14 @@ class RobometerProcessor:
 
     def progress_sample(self, clip: Clip) -> Sample:
         """Encode one progress question."""
-        return self._sample([_PROGRESS_PROMPT.replace("{task}", clip.task), clip])
+        return self._sample([progress_question(clip.task), clip])
 
     def preference_sample(self, a: Clip, b: Clip) -> Sample:
         """Encode one preference question; the task is that of `a`."""
         prompt = _PREFERENCE_PROMPT.replace("{task}", a.task)
         parts: list[str | Clip] = [
-            prompt + (_PREFERENCE_ASKS_PROGRESS if self.preference_asks_progress else ""),
+            f"<|im_start|>{_USER}{prompt}",
+            _PREFERENCE_ASKS_PROGRESS if self.preference_asks_progress else "",
             _FIRST,
             a,
             "<|split_token|>",
@@ -207,8 +223,17 @@ class RobometerProcessor:
         """Pad samples on the right to one length. Attention is causal, so padding is never seen."""
         return _collate(samples, self._pad)
 
+    def token_ids(self, text: str) -> Tensor:
+        """Return (L,) int64; the texts of control tokens become those tokens."""
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def of_picture(self, ids: Tensor) -> Tensor:
+        """Return which token ids stand for a part of a picture, as bool of the same shape."""
+        found: Tensor = ids == self._image
+        return found
+
     def _sample(self, parts: Sequence[str | Clip]) -> Sample:
-        text, patches, grids = [f"<|im_start|>{_USER}"], [], []
+        text, patches, grids = [], [], []
         for part in parts:
             if isinstance(part, str):
                 text.append(part)
@@ -216,17 +241,14 @@ class RobometerProcessor:
             for image in part.images:
                 cut, grid = self.images.patches(image)
                 patches.append(cut)
-                grids.append(grid)  # pictures are numbered through the whole conversation
-                pads = "<|image_pad|>" * self.images.tokens(grid)
-                text.append(
-                    f"Picture {len(grids)}: <|vision_start|>{pads}<|vision_end|><|prog_token|>"
-                )
+                grids.append(grid)
+                text.append(picture_label(len(grids)) + picture_text(self.images.tokens(grid)))
         text.append("<|im_end|>\n")
-        ids = torch.tensor(self.tokenizer("".join(text), add_special_tokens=False)["input_ids"])
+        ids = self.token_ids("".join(text))
         merged = [(h // self.images.merge_size, w // self.images.merge_size) for h, w in grids]
         return Sample(
             ids=ids,
-            positions=_positions(ids == self._image, merged),
+            positions=token_positions(self.of_picture(ids), merged),
             patches=torch.cat(patches),
             grids=grids,
             progress_at=(ids == self._prog).nonzero()[:, 0],
@@ -255,7 +277,7 @@ def _collate(samples: Sequence[Sample], pad_id: int) -> Encoded:
     )
 
 
-def _positions(is_image: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+def token_positions(is_image: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
     """Return (3, L): the rotary position of each token in time, height and width.
 
     A text token stands one after its predecessor in all three. A picture stands still in time

@@ -15,9 +15,23 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3VLModel
 
-__all__ = ["ImageFeatures", "encode_images"]
+__all__ = ["Grid", "ImageFeatures", "Places", "encode_equal", "encode_images", "places"]
 
 Grid = tuple[int, int]
+
+
+class Places(NamedTuple):
+    """Where the P patches of a picture stand, for any picture of one size.
+
+    Attributes:
+        embedding: (P, C), what is added to each patch, of the tower's dtype.
+        cos: (P, C / heads) float32, of the rotary angles.
+        sin: (P, C / heads) float32, likewise.
+    """
+
+    embedding: Tensor
+    cos: Tensor
+    sin: Tensor
 
 
 class ImageFeatures(NamedTuple):
@@ -42,17 +56,19 @@ def encode_images(backbone: Qwen3VLModel, patches: Tensor, grids: Sequence[Grid]
 
     Source: Qwen3VLVisionModel.forward of transformers 5.23.
     """
-    visual = backbone.visual
+    visual: Any = backbone.visual
     counts = [high * wide for high, wide in grids]
     each = patches.split(counts)
     same: dict[Grid, list[int]] = {}
     for picture, grid in enumerate(grids):
         same.setdefault(grid, []).append(picture)
     if len(same) == 1:
-        return _encode_equal(visual, patches.unflatten(0, (len(grids), -1)), grids[0])
+        equal = patches.unflatten(0, (len(grids), -1))
+        return encode_equal(visual, equal, places(visual, grids[0]))
     encoded: list[Any] = [None] * len(grids)
     for grid, pictures in same.items():
-        levels = _encode_equal(visual, torch.stack([each[i] for i in pictures]), grid)
+        equal = torch.stack([each[i] for i in pictures])
+        levels = encode_equal(visual, equal, places(visual, grid))
         together = torch.stack([levels.embeddings, *levels.deepstack])
         for picture, features in zip(pictures, together.chunk(len(pictures), dim=1), strict=True):
             encoded[picture] = features
@@ -60,14 +76,26 @@ def encode_images(backbone: Qwen3VLModel, patches: Tensor, grids: Sequence[Grid]
     return ImageFeatures(embeddings, tuple(deepstack))
 
 
-def _encode_equal(visual: Any, patches: Tensor, grid: Grid) -> ImageFeatures:
-    """Encode pictures of one size, (N, P, 1536)."""
+def places(visual: Any, grid: Grid) -> Places:
+    """Return what depends on a picture's size alone: of (h, w) patches."""
+    embedding = _position_embedding(visual, grid).to(visual.pos_embed.weight.dtype)
+    return Places(embedding, *_angles(visual, grid))
+
+
+def encode_equal(visual: Any, patches: Tensor, where: Places) -> ImageFeatures:
+    """Encode pictures of one size.
+
+    Args:
+        visual: the vision tower.
+        patches: (N, P, 1536), on its device.
+        where: `places` of that size.
+    """
     projection = visual.patch_embed.proj
     x = functional.linear(
         patches.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias
     )
-    x = x + _position_embedding(visual, grid).to(x.dtype)
-    angles = _angles(visual, grid)
+    x = x + where.embedding.to(x.dtype)
+    angles = where.cos, where.sin
     deepstack: list[Tensor] = []
     for number, block in enumerate(visual.blocks):
         x = x + _attend(block.attn, block.norm1(x), angles)
