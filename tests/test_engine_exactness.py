@@ -11,11 +11,13 @@ import copy
 import gc
 import io
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -678,6 +680,16 @@ def test_a_network_that_was_cast():
     check(model, [clip("a", range(5)), clip("b", range(2))], truth(DOUBLE))
 
 
+def test_a_network_that_was_loaded_in_inference_mode(folder):
+    """Scripts that never train are often wrapped in it as a whole."""
+    with torch.inference_mode():
+        model = RobometerRewardModel.from_pretrained(folder, device="cpu", dtype=SINGLE)
+    for last in range(1, 4):
+        check(model, [clip("a", range(last))])
+    with torch.inference_mode():
+        check(model, [clip("a", range(4)), clip("b", range(2))])
+
+
 def test_training_works_after_predicting():
     """`train` on a model that has predicted would end in an error about inference tensors."""
     model = new_model(own=True)
@@ -860,6 +872,72 @@ def test_a_failure_anywhere_leaves_no_trace():
         check(model, [clip("a", (0, 1, 2, 3)), clip("c", range(3), TASKS[2], SIZES[1])])
         check(model, asked)
     assert failed > 10
+
+
+class Tracer:
+    """Follows which lines of the engine's bookkeeping run, and interrupts before one of them.
+
+    Args:
+        stop: how many lines may run.
+    """
+
+    FILES = ("engine.py", "slots.py", "features.py")
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+        self.lines: list[tuple[str, int]] = []
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        file = Path(frame.f_code.co_filename)
+        if file.parent.name != "engine" or file.name not in self.FILES:
+            return None
+        if event == "line":
+            if len(self.lines) == self.stop:
+                raise KeyboardInterrupt
+            self.lines.append((file.name, frame.f_lineno))
+        return self
+
+    def run(self, call: Callable[[], object]) -> None:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            call()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+
+
+def test_an_interrupt_at_any_line_leaves_no_trace():
+    """Ctrl-C in a notebook, and on with the next cell: rewards would be wrong, or misaligned.
+
+    The call that is interrupted, before each line of the bookkeeping, cuts what is kept of one
+    stream, goes on with another and begins a third with another task.
+    """
+    model = new_model(max_streams=4)
+
+    def ask_again(turn: int, stop: int) -> list[tuple[str, int]]:
+        a, b, c = ((turn, each) for each in "abc")
+        check(model, [clip(a, range(3), of="a"), clip(b, range(2), TASKS[1], of="b")])
+        clips = [clip(a, (0, 1, 3), of="a"), clip(b, (0, 1, 2), TASKS[1], of="b")]
+        clips.append(clip(c, (0,), TASKS[2], of="c"))
+        tracer = Tracer(stop)
+        tracer.run(lambda: model.predict(clips))
+        if turn % 2:
+            check(model, clips)
+        else:
+            check(model, [clip(a, range(4), of="a"), clip(b, range(4), TASKS[1], of="b")])
+        check(model, [clip(a, range(5), of="a"), clip(c, (0, 1), TASKS[2], of="c")])
+        for each in (a, b, c):
+            model.release(each)
+        return tracer.lines
+
+    ask_again(-1, 10**6)
+    lines = ask_again(0, 10**6)
+    last = {line: number for number, line in enumerate(lines)}
+    assert len(last) > 100
+    for turn, stop in enumerate(sorted(last.values()), start=1):
+        assert len(ask_again(turn, stop)) == stop
 
 
 def test_a_clip_that_cannot_be_shown_leaves_the_caches_right():
