@@ -224,8 +224,8 @@ class Player:
             elif op.kind == "release":
                 self.model.release(life.name if op.number % 2 else ("unknown", op.number))
                 if op.number % 2:
-                    life.begin(life.name, op.number)  # the name may be used again
-                    life.content = next(self.names)  # for other pictures
+                    # The name may be used again for other pictures.
+                    life.begin(life.name, op.number, content=next(self.names))
             elif op.kind == "new episode":
                 self.go()
                 self.model.release(life.name)
@@ -264,9 +264,9 @@ class _Life:
         self.task, self.size, self.step = TASKS[0], SIZES[0], 0
         self.begin(STREAMS[index], 3 * index)
 
-    def begin(self, name: Hashable, number: int) -> None:
+    def begin(self, name: Hashable, number: int, content: Hashable = None) -> None:
         self.name: Hashable = name
-        self.content: Hashable = name
+        self.content: Hashable = name if content is None else content
         self.most = (8, 3, 12, 1)[number // 3 % 4]
         self.history = FrameHistory(self.most, SAMPLINGS[number % 3])
         self.step = 0
@@ -432,6 +432,15 @@ def test_one_stream_twice_in_a_batch():
     check(model, [clip("a", (5,)), clip("a", (0, 1, 2, 3, 5)), clip("a", (0, 1, 2, 3, 5), task)])
     check(model, [clip("a", (2, 3)), clip("a", (0, 1, 2, 3, 5, 6))])
     check(model, [clip("new", (0, 1)), clip("new", (0, 2)), clip("new", (0, 1, 2))])
+
+
+def test_one_stream_at_two_sizes():
+    """A camera whose pictures are shown large and small: one would be scored as the other."""
+    model = new_model()
+    for last in range(1, 6):
+        for size in SIZES:
+            check(model, [clip("a", range(last), size=size)])
+        check(model, [clip("a", range(last + 1), size=size) for size in SIZES])
 
 
 def test_two_instructions_for_one_episode_by_turns():
