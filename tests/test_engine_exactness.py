@@ -790,17 +790,27 @@ def test_two_models_around_one_network():
 
 @pytest.fixture
 def poisoned() -> RobometerRewardModel:
-    """A model whose every cache was full of NaN before it got sound weights."""
+    """A model whose caches are full of NaN, and hold nothing that is of use.
+
+    Its weights were NaN for a while, behind the engine's back: writing through `.data` is the one
+    change that it does not notice, so that it goes on with the same caches.
+    """
     model = new_model(max_streams=3, own=True)
-    sound = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-    with torch.no_grad():
-        for parameter in model.model.parameters():
-            parameter.fill_(float("nan"))
-    for task in TASKS:
-        clips = [clip(env, range(30), task, SIZES[1]) for env in range(5)]
-        answers = model.predict([*clips, clip("nameless", range(12), named=False)])
-        assert np.isnan(answers[0].progress).all()
-    model.model.load_state_dict(sound)
+    parameters = list(model.model.parameters())
+    sound = [parameter.detach().clone() for parameter in parameters]
+    clips = [clip(("poison", env), range(30), "poison", SIZES[1]) for env in range(5)]
+    clips += [clip("x", range(30), "poison", SIZES[1], named=False) for _ in range(5)]
+    model.predict(clips)
+    for asked in clips:
+        model.release(asked.stream)
+    for parameter in parameters:
+        parameter.data.fill_(float("nan"))
+    answers = model.predict(clips)
+    assert np.isnan([answer.progress for answer in answers]).all()
+    for asked in clips:
+        model.release(asked.stream)
+    for parameter, right in zip(parameters, sound, strict=True):
+        parameter.data.copy_(right)
     return model
 
 
