@@ -258,6 +258,26 @@ def test_reward_query_judges_on_a_cpu_by_what_was_promised(sampling, bar, batch)
         assert module.verdict(judged, on_gpu=False, shape="tiny") == {}
 
 
+def test_the_4b_shape_is_that_of_the_released_model():
+    """Figures of another model would be published as those of the 4B."""
+    models = importlib.import_module("parts.models")
+    processor = models.make_processor(models.RELEASED_ROWS)
+    model = models.empty_model(models.make_config("4b", processor))
+    language, visual = model.backbone.language_model, model.backbone.visual
+    counts = {
+        "layers": sum(p.numel() for p in language.layers.parameters() if p.ndim == 2),
+        "embedding": language.embed_tokens.weight.numel(),
+        "visual": sum(p.numel() for p in visual.parameters()),
+    }
+    assert counts == {
+        "layers": pytest.approx(3633.3e6, rel=1e-4),
+        "embedding": 151_674 * 2560,
+        "visual": pytest.approx(415.0e6, rel=1e-3),
+    }
+    assert visual.deepstack_visual_indexes == [5, 11, 17]
+    assert list(language.rotary_emb.mrope_section) == [24, 20, 20]
+
+
 # Milliseconds, as counted before by other hands: all eight frames with logits, without them, with
 # seven frames' features kept, with the question kept as well, and one new frame after seven.
 FLOORS = {

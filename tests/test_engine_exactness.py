@@ -890,7 +890,7 @@ def test_a_failure_anywhere_leaves_no_trace():
                 failed += 1
         check(model, [clip("a", (0, 1, 2, 3)), clip("c", range(3), TASKS[2], SIZES[1])])
         check(model, asked)
-    assert failed > 10
+    assert failed > 5
 
 
 class Tracer:
