@@ -1,0 +1,1 @@
+"""What the benchmarks of the model share: shapes, weights, videos, LeRobot's path, floors."""

@@ -1,0 +1,164 @@
+"""Networks of any size with random weights, and a processor whose prompts have a real length.
+
+Nothing is downloaded: the numbers mean nothing, the time that they take does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from robometer_gym.model import RobometerConfig, RobometerModel, RobometerProcessor
+from robometer_gym.model.config import SPECIAL_TOKENS
+from robometer_gym.model.demo import byte_tokenizer, demo_config
+from robometer_gym.model.images import ImageSettings
+from robometer_gym.model.modeling import empty_model
+from robometer_gym.model.processor import PHRASES
+
+__all__ = [
+    "RELEASED_ROWS",
+    "SHAPES",
+    "TASK",
+    "make_config",
+    "make_processor",
+    "question_tokens",
+    "random_model",
+]
+
+RELEASED_ROWS = 151_674
+"""How many rows the embedding of the released checkpoint has."""
+
+TASK = "push the red block to the left"
+_QUESTION = f"{PHRASES[0]}{PHRASES[1]}{TASK}{PHRASES[2]}"
+
+# Text and vision; what is not said here is as in the demo architecture, Qwen3-VL's own included.
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tiny": ({}, {}),
+    "8+8": (
+        {
+            "hidden_size": 512,
+            "intermediate_size": 1952,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "mrope_section": [12, 10, 10],
+        },
+        {
+            "depth": 8,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_heads": 8,
+            "out_hidden_size": 512,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [1, 3, 5],
+        },
+    ),
+    "4b": (
+        {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "mrope_section": [24, 20, 20],
+        },
+        {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2560,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+    ),
+}
+"""By name: "8+8" has the proportions of the released 4B, at a fifth of its width."""
+
+
+def make_processor(rows: int | None = None) -> RobometerProcessor:
+    """Return a processor whose tokens are words: a question is as long as with the real one.
+
+    (The released tokenizer makes 83 tokens of the prompt with a task of six words, and 5 of
+    "Picture 1: ". That of bytes makes 348.)
+
+    Args:
+        rows: of the embedding; what the words leave over is filled with tokens that never occur.
+    """
+    words = [*re.findall(r" ?[A-Za-z]+", _QUESTION), "Picture"]
+    known = json.loads(byte_tokenizer(sorted(set(words))).backend_tokenizer.to_str())
+    vocabulary, merges = known["model"]["vocab"], known["model"]["merges"]
+    control = [token["content"] for token in known["added_tokens"]]
+    control += [token for token in SPECIAL_TOKENS if token not in control]
+    vocabulary = {word: at for at, word in enumerate(w for w in vocabulary if w not in control)}
+    for unused in range(len(vocabulary), (rows or 0) - len(control)):
+        vocabulary[f"unused {unused}"] = unused
+    tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merge) for merge in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(control)
+    return RobometerProcessor(
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        ),
+        ImageSettings(),
+    )
+
+
+def question_tokens(processor: RobometerProcessor) -> int:
+    """Return how many tokens stand before the first picture."""
+    return 1 + len(processor.tokenizer(_QUESTION, add_special_tokens=False)["input_ids"])
+
+
+def make_config(shape: str, processor: RobometerProcessor) -> RobometerConfig:
+    """Return the configuration of one of the `SHAPES`, with the processor's vocabulary."""
+    demo = demo_config(processor).backbone
+    text, vision = (dict(part) for part in SHAPES[shape])
+    rope = dict(demo["text_config"]["rope_scaling"])
+    rope["mrope_section"] = text.pop("mrope_section", rope["mrope_section"])
+    return RobometerConfig(
+        {
+            **demo,
+            "text_config": {**demo["text_config"], **text, "rope_scaling": rope},
+            "vision_config": {**demo["vision_config"], **vision},
+        }
+    )
+
+
+def random_model(
+    config: RobometerConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    cast: torch.dtype | None = None,
+) -> RobometerModel:
+    """Return a network whose weights are made on the device: for one seed always the same.
+
+    Matrices are such that signals keep their size through the layers; no bias is 0, no norm is 1.
+
+    Args:
+        config: its shape.
+        device: where it is made.
+        dtype: in which the numbers are drawn.
+        seed: of them.
+        cast: to what they are cast afterwards.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    model = empty_model(config, cast or dtype)
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator, device=device, dtype=dtype)
+        if tensor.ndim > 1:
+            noise *= (tensor.numel() / tensor.shape[0]) ** -0.5
+        else:
+            noise = 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
+        weights[name] = noise.to(cast or dtype)
+    model.load_state_dict(weights, assign=True)
+    return model.to(device).requires_grad_(False)
