@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,8 @@ class Engine:
         self._jobs: list[_Job] = []  # clips that wait to be run together
         self._waiting_streams: set[Hashable] = set()
         self._waiting = 0  # their tokens, of pictures
+        # Threads may share a model. Re-entrant, because Ctrl-C may come just before it is released.
+        self._lock = RLock()
         self._counts = {"frames_run": 0, "frames_kept": 0, "evictions": 0, "forgotten": 0}
         self._device: torch.device | None = None
         self._budget = 0
@@ -110,14 +113,20 @@ class Engine:
         Raises:
             RewardModelError: no memory, even with half the budget and empty caches.
         """
-        if self._weights_changed():
-            self._counts["forgotten"] += 1
-            self._prepare()
-        try:
-            return self._predict(clips)
-        except torch.cuda.OutOfMemoryError:
-            logger.warning("Out of memory on %s: caches are emptied.", self._executor.device)
-            self._prepare(self._budget // 2)  # whoever else uses the card needs more of it now
+        if not clips:
+            return []
+        with self._lock:
+            if self._weights_changed():
+                self._counts["forgotten"] += 1
+                self._prepare()
+            try:
+                return self._predict(clips)
+            except torch.cuda.OutOfMemoryError:
+                logger.warning("Out of memory on %s: caches are emptied.", self._executor.device)
+                self._prepare(self._budget // 2)  # whoever else uses the card needs more of it now
+            return self._predict_with_less(clips)
+
+    def _predict_with_less(self, clips: Sequence[Clip]) -> list[Prediction]:
         try:
             return self._predict(clips)
         except torch.cuda.OutOfMemoryError as error:
@@ -128,6 +137,7 @@ class Engine:
             ) from error
 
     def _predict(self, clips: Sequence[Clip]) -> list[Prediction]:
+        self._give_back()  # what an interrupt may have left behind
         self._make_room(clips)
         self._slots.begin_call()
         answers: list[list[Answer]] = [[] for _ in clips]
@@ -141,6 +151,10 @@ class Engine:
 
     def release(self, stream: Hashable) -> None:
         """Forget a stream: its episode has ended."""
+        with self._lock:
+            self._release(stream)
+
+    def _release(self, stream: Hashable) -> None:
         self._slots.release(stream)
         self._features.release(stream)
 
@@ -226,7 +240,7 @@ class Engine:
         height, width, _ = clip.images[0].shape
         keys = [FrameKey(step, height, width) for step in clip.steps or range(len(clip))]
         if stream is not None and self._ends_before(stream, keys[-1].step):
-            self.release(stream)
+            self._release(stream)
         slot = self._slots.lease(stream, clip.task, keys)
         if slot is None:
             self._run(answers)

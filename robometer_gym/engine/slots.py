@@ -76,6 +76,7 @@ class Slots:
         >>> slot.frames
         []
         >>> slot.task, slot.frames = "open it", first  # once they are computed
+        >>> slot.answers = [Answer(0.0, 0.0), Answer(0.5, 0.0)]
         >>> slots.give_back(slot)
         >>> slots.lease("episode", "open it", [first[0], FrameKey(9, 64, 64)]).frames
         [FrameKey(step=0, height=64, width=64)]
@@ -126,7 +127,8 @@ class Slots:
         if slot.task != task:
             slot.truncate(0)
             slot.task = None
-        slot.truncate(_common(slot.frames, frames))
+        # An interrupt may have left frames without their answers.
+        slot.truncate(min(_common(slot.frames, frames), len(slot.answers)))
         slot.leased, slot.used = True, self._calls
         return slot
 

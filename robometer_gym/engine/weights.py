@@ -116,6 +116,7 @@ class Watch:
         self._names = [name for _, name, _ in places]
         self._held = [held for _, _, held in places]
         self._parameters = list(network.parameters())
+        self._counted = [each for each in self._parameters if _is_counted(each)]
         self._state = self._read()
 
     def changed(self) -> bool:
@@ -124,5 +125,13 @@ class Watch:
         return not all(map(operator.is_, now, self._held)) or self._read() != self._state
 
     def _read(self) -> tuple[list[int], list[int]]:
-        versions = map(operator.attrgetter("_version"), self._parameters)
+        versions = map(operator.attrgetter("_version"), self._counted)
         return list(versions), list(map(Tensor.data_ptr, self._parameters))
+
+
+def _is_counted(parameter: Tensor) -> bool:
+    """Return whether torch counts how often it was written to: not what inference mode made."""
+    try:
+        return parameter._version >= 0
+    except RuntimeError:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -31,6 +32,8 @@ EngineName = Literal["fast", "eager"]
 
 # Tokens in one forward pass. Larger batches gain no speed on a GPU and could exhaust its memory.
 _MOST_TOKENS = 16384
+
+_making = Lock()  # threads that share a model are to share its engine
 
 
 class RobometerRewardModel:
@@ -200,6 +203,14 @@ class RobometerRewardModel:
         if self._engine is not None:
             self._engine.release(stream)
 
+    def forget(self) -> None:
+        """Forget all that is kept.
+
+        After weights have changed behind torch's back, that is by writing to `parameter.data` or
+        by switching or merging adapters. Whatever else changes them is noticed.
+        """
+        self._engine = None
+
     def engine_info(self) -> dict[str, Any]:
         """Return which path predicts and why, and what the caches hold and were good for.
 
@@ -290,18 +301,19 @@ class RobometerRewardModel:
 
     def _fast_engine(self) -> Engine | None:
         """Return the engine, made now if need be; None where the eager path predicts."""
-        if self._engine is None and not self._why_eager:
-            from robometer_gym.engine.engine import Engine, why_not  # built on this package
+        with _making:
+            if self._engine is None and not self._why_eager:
+                from robometer_gym.engine.engine import Engine, why_not  # built on this package
 
-            self._why_eager = why_not(self.model)
-            if not self._why_eager:
-                self._engine = Engine(
-                    self.model,
-                    self.processor,
-                    max_frames=self.config.max_frames,
-                    max_streams=self._max_streams,
-                )
-        return self._engine
+                self._why_eager = why_not(self.model)
+                if not self._why_eager:
+                    self._engine = Engine(
+                        self.model,
+                        self.processor,
+                        max_frames=self.config.max_frames,
+                        max_streams=self._max_streams,
+                    )
+            return self._engine
 
     def _batches(self, clips: Sequence[Clip]) -> Iterator[Encoded]:
         """Encode in groups, so that many clips at once do not exhaust the memory."""
