@@ -3,8 +3,7 @@
 You will see: the environment's own success rate, over 100 fresh episodes, of a random policy, of an
 agent paid by the demo checkpoint, and of one paid by the same checkpoint with shuffled heads; a
 picture of both learning curves; videos of what fooled the model; how much of the time it took.
-Command: python examples/train_sb3.py --out outputs/train_sb3
-    or --algorithm sac
+Command: python examples/train_sb3.py [--algorithm sac] [--engine eager]
     or --env FetchReach-v4 --task "move the gripper to the red sphere" --model lerobot/Robometer-4B
 Hardware: two CPU cores, about six minutes. Needs the extras "sb3" and "video".
 """
@@ -28,7 +27,6 @@ from robometer_gym.envs import ENV_ID, TASKS
 from robometer_gym.sb3 import RobometerCallback, make_robometer_vec_env
 
 FRESH = 500_000  # seeds that no training has seen
-NUM_ENVS = 8
 ALGORITHMS = {"ppo": PPO, "sac": SAC}
 # Good for the built-in environment; others get the algorithm's defaults.
 TUNED: dict[str, dict[str, Any]] = {
@@ -39,23 +37,17 @@ TUNED: dict[str, dict[str, Any]] = {
         "gamma": 0.95,
         "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -0.5},
     },
-    "sac": {
-        "learning_rate": 1e-3,
-        "gamma": 0.95,
-        "gradient_steps": 2,
-        "policy_kwargs": {"net_arch": [64, 64]},
-    },
+    "sac": {"learning_rate": 1e-3, "gamma": 0.95, "gradient_steps": 2},
 }
-
 Policy = Callable[[Any], Any]
+Env = gym.Env[Any, Any]
 
 
-def success_rate(env: gym.Env[Any, Any], policy: Policy, episodes: int) -> float:
+def success_rate(env: Env, policy: Policy, episodes: int) -> float:
     """Return the share of fresh episodes that the environment itself calls a success at the end."""
     successes = 0
     for seed in range(FRESH, FRESH + episodes):
-        observation, _ = env.reset(seed=seed)
-        over = False
+        (observation, _), over = env.reset(seed=seed), False
         while not over:
             observation, _, terminated, truncated, info = env.step(policy(observation))
             over = terminated or truncated
@@ -66,10 +58,9 @@ def success_rate(env: gym.Env[Any, Any], policy: Policy, episodes: int) -> float
 class Curve(BaseCallback):
     """Notes the true success rate of the policy without its noise, now and then."""
 
-    def __init__(self, env: gym.Env[Any, Any], every: int) -> None:
+    def __init__(self, env: Env, every: int) -> None:
         super().__init__()
-        self.env, self.every = env, every
-        self.points: list[tuple[int, float]] = []
+        self.env, self.every, self.points = env, every, list[tuple[int, float]]()
 
     def _on_step(self) -> bool:
         return True
@@ -92,23 +83,19 @@ def deterministic(agent: Any) -> Policy:
     return lambda observation: agent.predict(observation, deterministic=True)[0]
 
 
-def train_agent(
-    chosen: argparse.Namespace, model: RobometerRewardModel, env: gym.Env[Any, Any]
-) -> tuple[Any, Curve]:
+def train_agent(chosen: Any, model: RobometerRewardModel, env: Env) -> tuple[Any, Curve]:
     """Train on eight environments, paid by the reward model and by nothing else."""
     built_in = chosen.env == ENV_ID
     # What the environment itself knows of success would be a hint: the model ends episodes.
     hints = {"task": chosen.task, "terminate_on_success": False} if built_in else {}
-    venv = make_robometer_vec_env(
-        chosen.env, chosen.task, NUM_ENVS, model, env_kwargs=hints, success_bonus=1.0
-    )
+    paid: dict[str, Any] = {"env_kwargs": hints, "success_bonus": 1.0}
+    venv = make_robometer_vec_env(chosen.env, chosen.task, 8, model, **paid)
     several = isinstance(env.observation_space, gym.spaces.Dict)
     agent = ALGORITHMS[chosen.algorithm](
         "MultiInputPolicy" if several else "MlpPolicy",
         venv,
         seed=chosen.seed,
         device="cpu" if built_in else "auto",
-        tensorboard_log=chosen.tensorboard,
         **(TUNED[chosen.algorithm] if built_in else {}),
     )
     curve = Curve(env, every=chosen.steps // 10)
@@ -136,11 +123,11 @@ def draw(curves: dict[str, Curve], random: float, path: Path) -> None:
     for (name, curve), colour in zip(curves.items(), ("#1d5fd1", "#d9660a"), strict=True):
         axes.plot(*zip(*curve.points, strict=True), "o-", color=colour, label=f"paid by {name}")
     axes.axhline(random, color="#667380", linestyle="--", label="random policy")
-    axes.set(xlabel="environment steps", ylabel="true success rate", ylim=(-0.03, 1.03))
-    axes.set_title("Trained without ever seeing the environment's reward")
+    title = "Trained without ever seeing the environment's reward"
+    axes.set(
+        xlabel="environment steps", ylabel="true success rate", ylim=(-0.03, 1.03), title=title
+    )
     axes.legend(frameon=False)
-    axes.grid(color="#e4e8ec")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
@@ -154,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60_000, help="of each agent")
     parser.add_argument("--episodes", type=int, default=100, help="of the final evaluation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tensorboard", help="a folder for its logs (needs tensorboard)")
+    parser.add_argument("--engine", choices=("fast", "eager"), default="fast")
     parser.add_argument("--out", type=Path, default=Path("outputs/train_sb3"))
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -166,9 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rates, curves = {"random policy": random}, {}
     for name in ("the checkpoint", "its shuffled heads"):
         began = time.time()
-        model = RobometerRewardModel.from_pretrained(chosen.model)
-        if name == "its shuffled heads":
-            model = shuffle_heads(model, chosen.seed)
+        model = RobometerRewardModel.from_pretrained(chosen.model, engine=chosen.engine)
+        model = shuffle_heads(model, chosen.seed) if "shuffled" in name else model
         print(f"{chosen.algorithm.upper()} paid by {name}")
         agent, curves[name] = train_agent(chosen, model, env)
         agent.save(chosen.out / f"{chosen.algorithm}_{name.split()[-1]}")
