@@ -50,7 +50,8 @@ class VecRobometerReward(VecEnvWrapper):
     """Pays the agents from their cameras, and ends each episode where it sees success.
 
     The same rewards, ends and infos as `RobometerRewardWrapper` gives for the same episodes.
-    Predictions that are due at one step are made in one batch, by one model in this process. Where
+    Predictions that are due at one step are made in one batch, by one model in this process; the
+    new baseline of an environment that the model's verdict has ended takes a second call. Where
     an episode ends because the model saw success, that environment is really reset, and no other:
     `terminal_observation` is set and `TimeLimit.truncated` False, as at any true end.
 

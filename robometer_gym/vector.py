@@ -50,10 +50,13 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
 
     The same rewards, ends and infos as `RobometerRewardWrapper` gives for the same episodes, in
     every autoreset mode. Predictions that are due at one step are made in one batch, by one model
-    in this process. Where an episode ends because the model saw success, that sub-environment is
-    really reset, and no other: at the next step under NEXT_STEP, where its action is ignored and
-    0.0 is paid; in the same step under SAME_STEP, with `final_obs` and `final_info`; by you under
-    DISABLED, with `reset(options={"reset_mask": ...})`. The reset transition is never scored.
+    in this process. (Where a verdict of the model resets an environment in the same step, its new
+    baseline takes a second call.)
+
+    Where an episode ends because the model saw success, that sub-environment is really reset, and
+    no other: at the next step under NEXT_STEP, where its action is ignored and 0.0 is paid; in the
+    same step under SAME_STEP, with `final_obs` and `final_info`; by you under DISABLED, with
+    `reset(options={"reset_mask": ...})`. The reset transition is never scored.
 
     `make_robometer_vec` builds the whole stack. By hand: `FrameCapture` around each
     sub-environment, this outside, `gymnasium.wrappers.vector.RecordEpisodeStatistics` outside this.

@@ -28,9 +28,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from robometer_gym.engine import engine as engine_module
 
 from robometer_gym import RobometerRewardModel, RobometerRewardWrapper
+from robometer_gym.engine import engine as engine_module
 from robometer_gym.frames import FrameHistory, Sampling
 from robometer_gym.model import RobometerConfig, RobometerModel, RobometerProcessor
 from robometer_gym.model.demo import byte_tokenizer, demo_config, random_model
