@@ -57,6 +57,7 @@ class RobometerCallback(BaseCallback):
 
     Raises:
         DependencyNotInstalled: videos are wanted and PyAV is missing.
+        NotADirectoryError: `clips_dir` is a file.
         ValueError: at the start of the training, an environment that no VecRobometerReward pays.
 
     Example:
@@ -80,6 +81,8 @@ class RobometerCallback(BaseCallback):
             raise DependencyNotInstalled(
                 "Keeping clips as videos needs PyAV: pip install 'robometer-gym[video]'."
             )
+        if clips_dir is not None and Path(clips_dir).is_file():
+            raise NotADirectoryError(f"clips_dir must be a folder, got the file {clips_dir}.")
         self.clips: list[Path] = []
         """The videos of false successes that were written."""
         self._clips_dir = None if clips_dir is None else Path(clips_dir)

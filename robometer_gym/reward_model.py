@@ -76,8 +76,10 @@ def check_tasks(task: object, num_envs: int) -> list[str]:
 
     Raises:
         TypeError: no string, and no sequence of strings.
-        ValueError: not one per environment, or one of them is no instruction.
+        ValueError: not one per environment, one of them is no instruction, or no environments.
     """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"the number of environments must be an integer >= 1, got {num_envs!r}.")
     if isinstance(task, str) or not isinstance(task, Sequence):
         return [check_task(task)] * num_envs
     if len(task) != num_envs:

@@ -18,7 +18,7 @@ from gymnasium.error import DependencyNotInstalled, ResetNeeded
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from robometer_gym.capture import CAPTURE, Captures, FrameCapture
+from robometer_gym.capture import CAPTURE, Captures, FrameCapture, SubEnvironmentError
 from robometer_gym.episode import EpisodeTracker, Event
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
 from robometer_gym.reward_model import check_task, check_tasks
@@ -302,6 +302,7 @@ def make_robometer_vec_env(
 
     Raises:
         ValueError: see `VecRobometerReward`.
+        SubEnvironmentError: a worker process could not make its environment.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -313,6 +314,7 @@ def make_robometer_vec_env(
         >>> float(infos[0]["episode"]["r"])
         0.5
     """
+    check_tasks(task, n_envs)
     if callable(env_id):
         make: Callable[[], gym.Env[Any, Any]] = partial(env_id, **(env_kwargs or {}))
     else:
@@ -324,9 +326,16 @@ def make_robometer_vec_env(
             env.action_space.seed(seed + rank)
         return FrameCapture(env if wrapper_class is None else wrapper_class(env))
 
-    venv = vec_env_cls(
-        [partial(captured, rank) for rank in range(n_envs)], **(vec_env_kwargs or {})
-    )
+    makers: list[Callable[[], gym.Env[Any, Any]]] = [
+        partial(captured, rank) for rank in range(n_envs)
+    ]
+    try:
+        venv = vec_env_cls(makers, **(vec_env_kwargs or {}))
+    except (EOFError, ConnectionError) as error:  # all that SubprocVecEnv has to say
+        raise SubEnvironmentError(
+            "An environment could not be made in its worker process; what it raised went to its "
+            "standard error. vec_env_cls=DummyVecEnv would raise it here."
+        ) from error
     try:
         venv.seed(seed)
         paid = VecRobometerReward(venv, task, reward_model, **settings)

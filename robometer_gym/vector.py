@@ -374,6 +374,7 @@ def make_robometer_vec(
         raise ValueError(
             f"vectorization_mode must be 'sync' or 'async', got {vectorization_mode!r}."
         )
+    check_tasks(task, num_envs)
     if callable(env):
         make: Callable[[], gym.Env[Any, Any]] = partial(env, **(env_kwargs or {}))
     else:

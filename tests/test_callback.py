@@ -212,3 +212,10 @@ def test_videos_without_pyav_are_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DependencyNotInstalled, match=r"robometer-gym\[video\]"):
         RobometerCallback(Path(tmp_path))
+
+
+def test_a_file_where_a_folder_should_be_is_refused_at_once(tmp_path):
+    """The training would end hours later, at the first false success."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="clips_dir must be a folder"):
+        RobometerCallback(tmp_path / "file")

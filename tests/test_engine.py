@@ -514,6 +514,7 @@ def test_what_the_engine_cannot_run_is_run_by_transformers(monkeypatch):
     [
         ({"engine": "quick"}, r"engine must be one of .*'quick'"),
         ({"max_streams": 0}, "max_streams must be"),
+        ({"max_streams": 1.5}, "max_streams must be"),
     ],
     ids=str,
 )

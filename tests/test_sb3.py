@@ -403,3 +403,23 @@ def test_forked_workers_are_refused():
     with pytest.raises(ValueError, match="start_method='fork'"):
         VecRobometerReward(venv, "push the block", ScriptedRewardModel())
     venv.close()
+
+
+class Unlicensed(CountingEnv):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise ValueError("no licence")
+
+
+def test_an_environment_that_cannot_be_made_in_its_worker_is_told():
+    """One would see a reset connection, and look for it in the network."""
+    with pytest.raises(SubEnvironmentError, match="could not be made in its worker"):
+        make_robometer_vec_env(Unlicensed, TASK, 2, vec_env_cls=SubprocVecEnv)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "3", True])
+def test_a_number_of_environments_that_is_none_is_refused(number):
+    """One would be told that a list index is out of range."""
+    with pytest.raises(ValueError, match="number of environments must be an integer >= 1"):
+        make_robometer_vec_env(CountingEnv, TASK, number)

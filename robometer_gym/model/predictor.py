@@ -72,7 +72,7 @@ class RobometerRewardModel:
         check_together(model, processor)
         if engine not in get_args(EngineName):
             raise ValueError(f"engine must be one of {get_args(EngineName)}, got {engine!r}.")
-        if max_streams < 1:
+        if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
             raise ValueError(f"max_streams must be an integer >= 1, got {max_streams!r}.")
         self.model = model.eval()
         self.processor = processor
