@@ -202,6 +202,17 @@ class EpisodeTracker:
         """Return the instruction of the current episode of `env`."""
         return self._episodes[env].task
 
+    def tasks(self, otherwise: Sequence[str]) -> list[str]:
+        """Return the instruction of each environment's episode, or another where none is running.
+
+        Args:
+            otherwise: those others, one for each environment.
+        """
+        return [
+            episode.task if episode.running else task
+            for episode, task in zip(self._episodes, otherwise, strict=True)
+        ]
+
     def episode(self, env: int) -> int:
         """Return the number of the latest episode of `env`, from 0: `Stream.episode`."""
         return self._episodes[env].number

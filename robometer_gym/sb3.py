@@ -117,10 +117,7 @@ class VecRobometerReward(VecEnvWrapper):
     @property
     def tasks(self) -> list[str]:
         """The instruction of each environment's current episode, or of its next."""
-        return [
-            self.tracker.task(env) if self.tracker.running(env) else task
-            for env, task in enumerate(self._next_tasks)
-        ]
+        return self.tracker.tasks(self._next_tasks)
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
         """Set what the next `reset` tells the environments; "task" changes their instruction.

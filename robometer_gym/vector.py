@@ -137,10 +137,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
     @property
     def tasks(self) -> list[str]:
         """The instruction of each environment's current episode, or of its next."""
-        return [
-            self.tracker.task(env) if self.tracker.running(env) else task
-            for env, task in enumerate(self._tasks)
-        ]
+        return self.tracker.tasks(self._tasks)
 
     def reset(
         self,

@@ -127,7 +127,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
     @property
     def task(self) -> str:
         """The instruction of the current episode; before the first, the one given at the start."""
-        return self.tracker.task(0) if self.tracker.running(0) else self._task
+        return self.tracker.tasks([self._task])[0]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -80,7 +80,7 @@ def evaluate(
     seed = _check_count("seed", seed, least=0)
     stage = stage_of(env)
     act = _actor(policy, stage, seed)
-    stage.tracker.model  # noqa: B018 - loaded now, or it would count as time of the loop
+    stage.tracker.load()  # or it would count as time of the loop
     witness = _Witness()
     stage.tracker.watchers.append(witness)
     began = time.perf_counter()
