@@ -44,20 +44,17 @@ import json
 import shlex
 import statistics
 import sys
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from parts.lerobot_path import LeRobotPath
 from parts.measuring import Measured, Plan, filled, measure
 from parts.models import SHAPES
-from parts.subject import ARMS, LeRobotArm, Subject, describe, make_subject
+from parts.subject import ARMS, LeRobotArm, Subject, describe, make_subject, quiet
 from parts.windows import FULL, Cell
 
 SAMPLINGS = ("anchored", "linspace", "tail", FULL)
@@ -236,19 +233,6 @@ def size(text: str) -> tuple[int, int]:
     """Read "240x320" as height and width."""
     height, width = text.split("x")
     return int(height), int(width)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """LeRobot's path gives the processor arguments that transformers warns of, at each query."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

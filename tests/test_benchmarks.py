@@ -258,6 +258,31 @@ def test_reward_query_judges_on_a_cpu_by_what_was_promised(sampling, bar, batch)
         assert module.verdict(judged, on_gpu=False, shape="tiny") == {}
 
 
+def test_reward_query_counted_prints_a_table_and_one_line_of_json(capsys):
+    """Nobody could tell what of a ratio is arithmetic, and what a processor's mood."""
+    only = ["--shape", "tiny", "--vocabulary", "small", "--batches", "1", "2", "--queries", "4"]
+    benchmark("reward_query_counted").main([*only, "--samplings", "anchored", "full window"])
+    *table, last = capsys.readouterr().out.splitlines()
+    one, full, two, _ = json.loads(last)["cells"]
+    assert len(table) == 2 + 4
+    for arm in ("lerobot", "fast"):
+        assert two[arm]["gflop"] == pytest.approx(2 * one[arm]["gflop"], rel=1e-6)
+        assert full[arm]["gflop"] > one[arm]["gflop"]
+    assert one["fast"]["calls"] < one["lerobot"]["calls"] < 0.8 * two["lerobot"]["calls"]
+
+
+def test_reward_query_counted_counts_what_is_computed():
+    """Views would be taken for work, and a linear layer for whatever torch makes of it."""
+    module = benchmark("reward_query_counted")
+    x, layer = module.torch.ones(3, 4), module.torch.nn.Linear(4, 2)
+    with module.FlopCounterMode(display=False) as flops, module.Calls() as calls:
+        layer(x.T.T.reshape(3, 4)[:2]) + 1
+    assert calls.number == 2  # the product with its bias, and the sum
+    assert flops.get_total_flops() == 2 * 2 * 4 * 2
+    with pytest.raises(SystemExit, match="2"):
+        module.main(["--queries", "0"])
+
+
 def test_the_4b_shape_is_that_of_the_released_model():
     """Figures of another model would be published as those of the 4B."""
     models = importlib.import_module("parts.models")

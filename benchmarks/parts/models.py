@@ -59,6 +59,10 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "deepstack_visual_indexes": [1, 3, 5],
         },
     ),
+    "deep": (
+        {"num_hidden_layers": 36},
+        {"depth": 24, "deepstack_visual_indexes": [5, 11, 17]},
+    ),
     "4b": (
         {
             "hidden_size": 2560,
@@ -80,7 +84,8 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }
-"""By name: "8+8" has the proportions of the released 4B, at a fifth of its width."""
+"""By name: "8+8" has the proportions of the released 4B, at a fifth of its width; "deep" has its
+layers, as narrow as those of "tiny"."""
 
 
 def make_processor(rows: int | None = None) -> RobometerProcessor:

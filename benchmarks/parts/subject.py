@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ __all__ = [
     "allocated",
     "describe",
     "make_subject",
+    "quiet",
     "timed",
 ]
 
@@ -174,6 +177,19 @@ def timed(device: torch.device, call: Callable[[], Any]) -> tuple[Any, float]:
     told = call()
     synchronize(device)
     return told, time.perf_counter() - start
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """LeRobot's path gives the processor arguments that transformers warns of, at each query."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def make_subject(shape: str, vocabulary: str, device: torch.device, dtype: torch.dtype) -> Subject:
