@@ -7,7 +7,7 @@ size go through attention together instead of one by one. Knows nothing of text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3VLModel
 
-__all__ = ["Grid", "ImageFeatures", "Places", "encode_equal", "encode_images", "places"]
+__all__ = ["Grid", "ImageFeatures", "Places", "encode_equal", "encode_images", "places", "rotated"]
 
 Grid = tuple[int, int]
+Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Places(NamedTuple):
@@ -25,8 +26,8 @@ class Places(NamedTuple):
 
     Attributes:
         embedding: (P, C), what is added to each patch, of the tower's dtype.
-        cos: (P, C / heads) float32, of the rotary angles.
-        sin: (P, C / heads) float32, likewise.
+        cos: (P, C / heads / 2) float32, of the rotary angles.
+        sin: (P, C / heads / 2) float32, likewise.
     """
 
     embedding: Tensor
@@ -82,23 +83,26 @@ def places(visual: Any, grid: Grid) -> Places:
     return Places(embedding, *_angles(visual, grid))
 
 
-def encode_equal(visual: Any, patches: Tensor, where: Places) -> ImageFeatures:
+def encode_equal(
+    visual: Any, patches: Tensor, where: Places, rotate: Rotate | None = None
+) -> ImageFeatures:
     """Encode pictures of one size.
 
     Args:
         visual: the vision tower.
         patches: (N, P, 1536), on its device.
         where: `places` of that size.
+        rotate: computes what `rotated` does, faster.
     """
     projection = visual.patch_embed.proj
     x = functional.linear(
         patches.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias
     )
     x = x + where.embedding.to(x.dtype)
-    angles = where.cos, where.sin
+    rotate = rotate or rotated
     deepstack: list[Tensor] = []
     for number, block in enumerate(visual.blocks):
-        x = x + _attend(block.attn, block.norm1(x), angles)
+        x = x + _attend(block.attn, block.norm1(x), where, rotate)
         x = x + block.mlp(block.norm2(x))
         if number in visual.deepstack_visual_indexes:
             merger = visual.deepstack_merger_list[len(deepstack)]
@@ -106,20 +110,26 @@ def encode_equal(visual: Any, patches: Tensor, where: Places) -> ImageFeatures:
     return ImageFeatures(visual.merger(x.flatten(0, 1)), tuple(deepstack))
 
 
-def _attend(layer: Any, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+def _attend(layer: Any, x: Tensor, where: Places, rotate: Rotate) -> Tensor:
     """Let the patches of each picture, (N, P, C), attend to one another."""
     qkv = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1))
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, P, C / heads)
-    query, key = _rotate(query, angles), _rotate(key, angles)
-    mixed = functional.scaled_dot_product_attention(query, key, value)
+    qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, N, heads, P, C / heads)
+    query, key = rotate(qkv[:2], where.cos, where.sin)
+    mixed = functional.scaled_dot_product_attention(query, key, qkv[2])
     out: Tensor = layer.proj(mixed.transpose(1, 2).flatten(2))
     return out
 
 
-def _rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = angles
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries and keys by the angles of their patches' places.
+
+    Args:
+        x: (..., P, C).
+        cos: (P, C / 2) float32.
+        sin: (P, C / 2) float32.
+    """
     low, high = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat([-high, low], dim=-1) * sin).to(x.dtype)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x.dtype)
 
 
 def _rows_and_columns(visual: Any, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -133,10 +143,10 @@ def _rows_and_columns(visual: Any, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _angles(visual: Any, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, (P, C / heads) float32 each."""
+    """Cosine and sine of the rotary angles, (P, C / heads / 2) float32 each."""
     frequencies = visual.rotary_pos_emb.inv_freq.float()
     turned = [place[:, None] * frequencies for place in _rows_and_columns(visual, grid)]
-    angles = torch.cat(turned * 2, dim=-1)
+    angles = torch.cat(turned, dim=-1)
     return angles.cos(), angles.sin()
 
 
