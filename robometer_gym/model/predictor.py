@@ -111,9 +111,9 @@ class RobometerRewardModel:
             max_streams: likewise.
             quantization: "int8" or "nf4" for a card that is too small for the language model's
                 matrices in 16 bits; "float8" to multiply in 8 bits, for speed, on a GPU of compute
-                capability 8.9 or more (Ada, Hopper) in bfloat16. Changes the numbers: with
-                "float8" also between the engines, because it makes steps of their roundings. Such
-                a model cannot be saved or trained.
+                capability 8.9 or more (Ada, Hopper) in bfloat16. Changes the numbers, in bfloat16
+                also from engine to engine: small differences of rounding become steps. Such a model
+                cannot be saved or trained.
 
         Raises:
             CheckpointError: it cannot be found, read or trusted; the message says why.
