@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -506,6 +505,7 @@ def test_what_the_engine_cannot_run_is_run_by_transformers(monkeypatch):
     assert model.engine_info() == {
         "engine": "eager",
         "reason": "the fast engine has no rotary embeddings of type 'yarn'",
+        "quantization": None,
     }
 
 
@@ -529,33 +529,3 @@ def test_it_keeps_the_contract_of_a_reward_model():
     model = new_model(max_streams=1)
     check_reward_model(model, tolerance=1e-5)
     check_reward_model(model, tolerance=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_quantised_weights_give_the_numbers_of_the_eager_path(kind, tmp_path):
-    """On a small card an agent would be paid by another model than the quantised one."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    config = demo_config(PROCESSOR)
-    config.backbone["text_config"]["hidden_size"] = 128  # 4-bit blocks hold 64 weights
-    config.backbone["vision_config"]["out_hidden_size"] = 128
-    whole = RobometerRewardModel(random_model(config, seed=0), PROCESSOR, config)
-    whole.save_pretrained(tmp_path)
-    model = RobometerRewardModel.from_pretrained(tmp_path, device="cpu", quantization=kind)
-    eager = RobometerRewardModel(model.model, PROCESSOR, config, engine="eager")
-    for clips in ([clip("a", [0, 5])], [clip("a", [0, 5, 9]), clip("b", [1])]):
-        said = model.predict(clips)
-        assert_close(said, eager.predict(clips))
-        for one, other in zip(said, whole.predict(clips), strict=True):
-            np.testing.assert_allclose(one.progress, other.progress, rtol=0, atol=0.05)
-            assert not np.array_equal(one.progress, other.progress)
-    with pytest.raises(ValueError, match="no published format holds quantised weights"):
-        model.save_pretrained(tmp_path / "again")
-
-
-def test_quantising_without_its_library_says_what_to_install(monkeypatch):
-    """The user would get an ImportError of a name that he has never heard of."""
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ImportError, match=r"pip install 'robometer-gym\[quantize\]'"):
-        RobometerRewardModel.from_pretrained("demo", device="cpu", quantization="nf4")
-    with pytest.raises(ValueError, match="quantization must be 'int8', 'nf4' or None, got 'int4'"):
-        RobometerRewardModel.from_pretrained("demo", device="cpu", quantization="int4")  # type: ignore[arg-type]

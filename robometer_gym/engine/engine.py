@@ -164,6 +164,7 @@ class Engine:
         return {
             "device": str(self._executor.device),
             "dtype": str(self._executor.dtype).removeprefix("torch."),
+            "quantization": self._model.quantization,
             **self._executor.path,
             "streams": self._slots.streams,
             "max_streams": self._slots.most_streams if len(self._slots) else self._max_streams,

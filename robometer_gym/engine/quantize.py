@@ -1,53 +1,116 @@
-"""The language model's matrices in 8 or 4 bits, for graphics cards with 8 to 12 GB.
+"""The language model's matrices in 8 or 4 bits: to fit on a small graphics card, or to be faster.
 
-bitsandbytes does the work. Embedding, vision tower and heads stay as they are: they are a fifth of
-the weights, and rewards are differences of what the heads say. Knows nothing of caches.
+bitsandbytes does the work for "int8" and "nf4", torchao for "float8". Embedding, vision tower and
+heads stay as they are: they are a fifth of the weights, and rewards are differences of what the
+heads say. Knows nothing of caches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, get_args
 
+import torch
 from torch import nn
 
-from robometer_gym.model.modeling import RobometerModel
+from robometer_gym.model.modeling import Quantization, RobometerModel
 
-__all__ = ["Quantization", "quantize"]
+__all__ = ["check", "quantize"]
 
-Quantization = Literal["int8", "nf4"]
+_FLOAT8_CAPABILITY = (8, 9)
+
+# float8 divides each row by its largest number: by this one where all are 0.
+_ALMOST_NOTHING = 1e-20
 
 
-def quantize(model: RobometerModel, kind: Quantization) -> None:
-    """Replace the matrices of the language model's layers by quantised ones.
-
-    They are converted when the model is moved to a device, `model.to(device)`, which has to follow.
-
-    Args:
-        model: a network on the CPU.
-        kind: "int8" (LLM.int8) or "nf4" (4-bit NormalFloat with double quantisation).
+def check(kind: Quantization, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise unless `quantize` can do its work here: before a checkpoint is read in vain.
 
     Raises:
-        ImportError: bitsandbytes is not installed.
+        ValueError: another kind; "float8" on a device that cannot do it, or not in bfloat16.
+        ImportError: the library is not installed.
     """
-    new_layer = _layer_maker(kind)
+    if kind not in (kinds := get_args(Quantization)):
+        named = ", ".join(map(repr, kinds))
+        raise ValueError(f"quantization must be {named} or None, got {kind!r}.")
+    if kind == "float8":
+        gpu = device.type == "cuda"
+        capability = torch.cuda.get_device_capability(device) if gpu else (0, 0)
+        if capability < _FLOAT8_CAPABILITY:
+            has = "has {}.{}".format(*capability) if gpu else "is none"
+            raise ValueError(
+                "quantization='float8' needs a GPU of compute capability 8.9 or more (Ada, "
+                f"Hopper): {device} {has}. Use quantization='int8' or 'nf4'."
+            )
+        if dtype != torch.bfloat16:
+            raise ValueError(f"quantization='float8' needs dtype='bfloat16', got {dtype}.")
+    _library(kind)
+
+
+def quantize(model: RobometerModel, kind: Quantization, device: torch.device) -> RobometerModel:
+    """Replace the matrices of the language model's layers by quantised ones, and move the model.
+
+    At no time is more of it on the device than there will be, but for one matrix.
+
+    Args:
+        model: a network on the CPU; it is changed.
+        kind: "int8" (LLM.int8), "nf4" (4-bit NormalFloat with double quantisation) or "float8"
+            (e4m3, weights and activations, with a scale for each output and each token).
+        device: where it will run.
+
+    Raises:
+        ValueError: "float8" of a matrix with a side that is no multiple of 16.
+        ImportError: the library is not installed.
+    """
+    new_layer = _float8_maker(device) if kind == "float8" else _bitsandbytes_maker(kind)
     for layer in model.backbone.language_model.layers:
         for block in (layer.self_attn, layer.mlp):
             for name, child in list(block.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(block, name, new_layer(child))
+    model.quantization = kind
+    return model.to(device)
 
 
-def _layer_maker(kind: Quantization) -> Callable[[nn.Linear], nn.Module]:
+def _library(kind: Quantization) -> Any:
+    package, module = (
+        ("torchao", "torchao.quantization") if kind == "float8" else ("bitsandbytes",) * 2
+    )
     try:
-        bnb: Any = import_module("bitsandbytes")
+        return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"quantization={kind!r} needs bitsandbytes: pip install 'robometer-gym[quantize]'."
+            f"quantization={kind!r} needs {package}: pip install 'robometer-gym[quantize]'."
         ) from error
 
+
+def _float8_maker(device: torch.device) -> Callable[[nn.Linear], nn.Module]:
+    torchao = _library("float8")
+    config = torchao.Float8DynamicActivationFloat8WeightConfig(
+        granularity=torchao.PerRow(),
+        activation_value_lb=_ALMOST_NOTHING,
+        set_inductor_config=False,  # that is the whole process's
+    )
+
     def new_layer(plain: nn.Linear) -> nn.Module:
+        if plain.in_features % 16 or plain.out_features % 16:  # torchao would leave it, silently
+            raise ValueError(
+                "quantization='float8' needs matrices with sides that are multiples of 16, got "
+                f"{plain.in_features} to {plain.out_features}. Use quantization='int8' or 'nf4'."
+            )
+        weight = plain.to(device).weight.data
+        weight[~weight.any(dim=1), 0] = _ALMOST_NOTHING
+        torchao.quantize_(plain, config)
+        return plain
+
+    return new_layer
+
+
+def _bitsandbytes_maker(kind: Quantization) -> Callable[[nn.Linear], nn.Module]:
+    bnb = _library(kind)
+
+    def new_layer(plain: nn.Linear) -> nn.Module:  # it is converted when it is moved
         quantised: nn.Module
         sizes = plain.in_features, plain.out_features
         options: dict[str, Any] = {"bias": plain.bias is not None, "device": "meta"}

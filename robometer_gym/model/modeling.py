@@ -6,7 +6,7 @@ Knows nothing of files, of frames or of text: it is given an `Encoded` batch.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from robometer_gym.model.processor import Encoded, RobometerProcessor
 from robometer_gym.model.vision import encode_images
 from robometer_gym.reward_model import CheckpointError
 
-__all__ = ["Logits", "RobometerModel", "check_together", "empty_model"]
+__all__ = ["Logits", "Quantization", "RobometerModel", "check_together", "empty_model"]
+
+Quantization = Literal["int8", "nf4", "float8"]
+"""What the matrices of the language model can be converted to, see `engine.quantize`."""
 
 
 class Logits(NamedTuple):
@@ -61,6 +64,8 @@ class RobometerModel(nn.Module):
         self.success_head = PredictionHead(hidden_size, 1)
         self.trainings = 0
         """How often training has begun: what was computed before may be out of date."""
+        self.quantization: Quantization | None = None
+        """What the language model's matrices were converted to: they are not to be trained then."""
 
     def train(self, mode: bool = True) -> RobometerModel:
         """Set training or evaluation mode, and count the trainings."""

@@ -94,7 +94,8 @@ def train(
 
     Raises:
         ValueError: `out` holds the checkpoints of a run that is not to be resumed; or of these
-            episodes no question can be made; or max_steps is not above 0.
+            episodes no question can be made; or max_steps is not above 0; or the model is
+            quantised.
         CheckpointError: the model cannot be loaded.
         FloatingPointError: the loss has become infinite or NaN.
 
@@ -197,7 +198,16 @@ def prepare_model(
 
     Without LoRA the language model and the heads are trained; with it adapters and the heads. The
     vision tower is frozen unless it is to be trained.
+
+    Raises:
+        ValueError: the model is quantised.
     """
+    if model.quantization:
+        raise ValueError(
+            f"A model that was loaded with quantization={model.quantization!r} cannot be trained. "
+            "Load it without, and train it with LoRA (the default), which needs less memory than "
+            "training it whole."
+        )
     model.requires_grad_(True)
     prepared: nn.Module = get_peft_model(model, lora) if lora else model
     model.backbone.visual.requires_grad_(train_vision)
