@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from itertools import accumulate, combinations, pairwise
+from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
@@ -22,8 +22,7 @@ __all__ = ["Joined", "Watch", "part"]
 class Joined:
     """Linear layers that read the same input, as one.
 
-    Layers that are not plain matrices (adapters, those of bitsandbytes) are called one by one. A
-    matrix of torchao is joined if each of the tensors that it is made of has a row for each output.
+    Layers that are not plain matrices (adapters, quantised ones) are called one by one.
 
     Args:
         *layers: each from D to some outputs.
@@ -42,44 +41,23 @@ class Joined:
         self.weight: Tensor | None = None
         """(sum of outputs, D), of which the layers' weights are views; None if not joined."""
         weights = [layer.weight for layer in layers if _is_plain(layer)]
-        kinds = {(type(weight), weight.dtype, weight.device) for weight in weights}
+        kinds = {(weight.dtype, weight.device) for weight in weights}
         if len(weights) == len(layers) and len(kinds) == 1:
             self.weight = _join(weights)
-            self._of_some = _of_some(self.weight, [len(weight) for weight in weights])
+            ends = [0, *torch.tensor([len(weight) for weight in weights]).cumsum(0).tolist()]
+            self._rows = [slice(*pair) for pair in pairwise(ends)]
 
     def __call__(self, x: Tensor, which: slice = slice(None)) -> Tensor:
         """Return (..., outputs) of (..., D): of all layers, or of some that stand together."""
         if self.weight is None:
             return torch.cat([layer(x) for layer in self._layers[which]], dim=-1)
-        first, last, _ = which.indices(len(self._layers))
-        return functional.linear(x, self._of_some[first, last])
+        rows = self._rows[which]
+        return functional.linear(x, self.weight[rows[0].start : rows[-1].stop])
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     # Of exactly this class: a subclass may do anything with its weight.
-    if type(layer) is not nn.Linear or layer.bias is not None:
-        return False
-    inner = _inner(layer.weight).values()
-    if inner:
-        return all(len(each) == layer.out_features for each in inner)
-    return type(layer.weight) is nn.Parameter
-
-
-def _inner(weight: Tensor) -> dict[str, Tensor]:
-    """Return the tensors that a tensor is made of, such as numbers and scales; usually none."""
-    flatten = getattr(weight, "__tensor_flatten__", None)
-    return {name: getattr(weight, name) for name in flatten()[0]} if flatten else {}
-
-
-@torch.inference_mode(False)  # in which torchao's tensors cannot be cut
-@torch.no_grad()
-def _of_some(weight: Tensor, counts: list[int]) -> dict[tuple[int, int], Tensor]:
-    """Return the rows of the layers from one to before another, for each two."""
-    ends = [0, *accumulate(counts)]
-    return {
-        (first, last): weight[ends[first] : ends[last]]
-        for first, last in combinations(range(len(ends)), 2)
-    }
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.bias is None
 
 
 @torch.inference_mode(False)
@@ -87,12 +65,6 @@ def _of_some(weight: Tensor, counts: list[int]) -> dict[tuple[int, int], Tensor]
 def _join(weights: Sequence[Tensor]) -> Tensor:
     """Return one tensor of which `weights` are views from now on."""
     first = weights[0]
-    if inner := _inner(first):
-        parts = {name: _join([getattr(weight, name) for weight in weights]) for name in inner}
-        kind: Any = type(first)
-        _, kept = kind.__tensor_flatten__(first)
-        made: Tensor = kind.__tensor_unflatten__(parts, kept, None, None)
-        return made
     if all(_adjoin(*pair) for pair in pairwise(weights)):  # they are already
         rows = sum(len(weight) for weight in weights)
         return first.detach().as_strided((rows, first.shape[1]), first.stride())
