@@ -31,6 +31,7 @@ from tests.recomputation import (
     assert_same,
     clip,
     new_model,
+    parts,
     picture,
     scarce,
     truth,
@@ -253,3 +254,15 @@ def test_in_bfloat16_the_error_is_no_larger_than_without_the_engine():
     clips = [[clip(env, range(last), TASKS[env % 3]) for env in range(6)] for last in range(1, 9)]
     fast, eager = (np.abs(errors(torch.bfloat16, name, clips)).mean() for name in ("fast", "eager"))
     assert 0 < fast <= 1.2 * eager
+
+
+def test_hidden_states_whose_squares_float16_cannot_hold():
+    """Qwen's reach thousands: taken for 0, every frame of every episode would be paid the same."""
+    model = new_model(dtype=torch.float16, own=True)
+    with torch.no_grad():
+        model.model.backbone.get_input_embeddings().weight.mul_(3000)
+    eager = RobometerRewardModel(model.model, *parts(), engine="eager")
+    asked = [clip("a", range(4))]
+    (fast,), (right,) = model.predict(asked), eager.predict(asked)
+    np.testing.assert_allclose(fast.progress, right.progress, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(fast.success, right.success, rtol=0, atol=1e-3)
