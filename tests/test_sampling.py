@@ -702,8 +702,9 @@ def able_pairs(episodes, number) -> set[str]:
     episode = episodes[number]
     ways = set()
     if is_finished(episode):
-        ways |= {"rewind"} if len(episode) >= 3 else set()
-        ways |= {"reverse"} if len(episode) >= 2 else set()
+        # Of frames that all show the task done none has come farther than another.
+        ways |= {"rewind"} if done_at(episode) >= 2 else set()
+        ways |= {"reverse"} if done_at(episode) >= 1 else set()
         others = {e.task for e in episodes if is_finished(e)} - {episode.task}
         ways |= {"different_task"} if others else set()
     alike = [e for e in episodes if e.task == episode.task]

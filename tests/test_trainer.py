@@ -27,6 +27,9 @@ from robometer_gym.training import (
 from robometer_gym.training.sampling import Pair, Sampler
 from robometer_gym.training.trainer import _Collator, _Questions, prepare_model
 
+# transformers 4.57 takes checkpoints that were written within a second for a fault of the disk.
+pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")
+
 TASKS = ("open the drawer", "close the door")
 CLIPS_ONLY = SamplingSettings(max_frames=3, preference_share=0.0, clip_ratios={"forward": 1.0})
 
@@ -307,7 +310,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
     """A night later a checkpoint of NaN would be announced, under a curve that falls to 0."""
     with pytest.raises(FloatingPointError, match=r"loss has become nan at step \d+. Lower"):
-        train(small_model(), episodes(), tmp_path, **fast(max_steps=8, learning_rate=1e38))
+        train(small_model(), episodes(), tmp_path, **fast(max_steps=8, learning_rate=1e37))
     assert not (tmp_path / "model.safetensors").exists()
 
 
