@@ -47,7 +47,7 @@ def repeat(function: Any, inputs: Sequence[Tensor]) -> tuple[Callable[[], object
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """Let the engine do on a CPU what it would do on a GPU."""
-    monkeypatch.setattr(cuda, "record_cuda", repeat)
+    monkeypatch.setattr(cuda, "cuda_recorder", lambda: repeat)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(executor, "new_runner", cuda.cuda_runner)
     cuda.fused.cache_clear()
@@ -117,7 +117,7 @@ def test_a_recording_that_fails_is_done_without(as_on_cuda, monkeypatch):
     def fail(function: Any, inputs: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(cuda, "record_cuda", fail)
+    monkeypatch.setattr(cuda, "cuda_recorder", lambda: fail)
     model = new_model()
     for steps in ([0, 1], [0, 1, 2], [0, 2]):
         clips = [clip("a", steps), clip(None, [3])]
@@ -132,7 +132,7 @@ def test_a_full_card_is_not_taken_for_a_recording_that_cannot_be():
     def full(function: Any, inputs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB.")
 
-    graphs = Graphs(full)
+    graphs = Graphs(lambda: full)
     graphs("name", torch.neg, [torch.ones(2)])
     with pytest.raises(torch.cuda.OutOfMemoryError):
         graphs("name", torch.neg, [torch.ones(2)])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robometer_gym.engine.attention import FlashAttention, PaddedAttention, Span
-from robometer_gym.engine.graphs import Graphs, record_cuda
+from robometer_gym.engine.graphs import Graphs, cuda_recorder
 from robometer_gym.engine.layout import upload
 from robometer_gym.engine.runner import StaticRunner
 from robometer_gym.engine.text import TextDecoder, gated, turned
@@ -39,7 +39,7 @@ def cuda_runner(model: RobometerModel) -> tuple[TextDecoder, StaticRunner]:
     attention, chosen = attention_for(heads, kv_heads, head_dim, weight.dtype, weight.device)
     fuse, compiled = fused(weight.dtype, weight.device)
     decoder = TextDecoder(language_model, fuse)
-    runner = StaticRunner(model, decoder, attention, Graphs(record_cuda))
+    runner = StaticRunner(model, decoder, attention, Graphs(cuda_recorder))
     runner.chosen = {"attention": chosen, "compiled": compiled}
     return decoder, runner
 
