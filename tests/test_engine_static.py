@@ -159,11 +159,12 @@ def problem(rows: list[tuple[int, int]]) -> tuple[list[Span], Tensor, Tensor]:
 def written_out(spans: list[Span], queries: Tensor, cache: Tensor) -> Tensor:
     """Attention, one query of one head at a time."""
     out, first = torch.zeros_like(queries), 0
+    share, scale = queries.shape[1] // cache.shape[2], queries.shape[2] ** -0.5
     for span in spans:
         for token, seen in enumerate(span.seen, start=first):
             for head in range(queries.shape[1]):
-                keys, values = cache[:, span.line : span.line + seen, head // 3]
-                weights = torch.softmax(keys @ queries[token, head] / 8**0.5, 0)
+                keys, values = cache[:, span.line : span.line + seen, head // share]
+                weights = torch.softmax(keys @ queries[token, head] * scale, 0)
                 out[token, head] = weights @ values
         first += len(span.seen)
     return out.flatten(1)

@@ -104,6 +104,8 @@ def cuda_recorder() -> Record:
     All that it records shares its memory: recordings are replayed one after the other, and nothing
     but the output, which `Graphs` copies at once, outlives a replay. Once all of them are gone,
     torch refuses to record into that memory again: then another recorder is needed.
+
+    Other threads may use the GPU meanwhile; up to torch 2.11 not for random numbers.
     """
     pool = torch.cuda.graph_pool_handle()
 
