@@ -327,7 +327,13 @@ def test_what_is_compiled_is_compiled_before_it_is_recorded(monkeypatch):
         counters.append(CompileCounter())
         return compile_(function, backend=counters[-1], **settings)
 
-    monkeypatch.setattr(cuda, "cuda_recorder", lambda: repeat)
+    def watched(function: Any, inputs: Sequence[Tensor]) -> Any:
+        before = [counter.frame_count for counter in counters]
+        recorded = repeat(function, inputs)
+        assert [counter.frame_count for counter in counters] == before
+        return recorded
+
+    monkeypatch.setattr(cuda, "cuda_recorder", lambda: watched)
     monkeypatch.setattr(executor, "new_runner", cuda.cuda_runner)
     monkeypatch.setattr(torch, "compile", counted)
     cuda.fused.cache_clear()
@@ -339,7 +345,9 @@ def test_what_is_compiled_is_compiled_before_it_is_recorded(monkeypatch):
         for step in range(1, 4):
             clips = [clip(n, [0, step], TASKS[n % 3], SIZES[n % 3]) for n in range(streams)]
             assert_close(model.predict(clips), MODELS["eager"].predict(clips))
-    assert [counter.frame_count for counter in counters] == tried
+    assert int(model.engine_info()["graphs"].split()[0]) > 1
+    if torch.__version__ >= torch.torch_version.TorchVersion("2.11"):  # others compile more often
+        assert [counter.frame_count for counter in counters] == tried
     cuda.fused.cache_clear()
 
 
