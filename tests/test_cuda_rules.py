@@ -135,7 +135,7 @@ def can_pretend() -> bool:
     """Return whether this torch has fake tensors of a GPU where there is none."""
     try:
         with torch.inference_mode(), FakeTensorMode():
-            return torch.tensor([1.0]).to("cuda").device.type == "cuda"
+            return torch.tensor([1.0, 2.0]).to("cuda").device.type == "cuda"
     except (RuntimeError, AssertionError):  # torch 2.4
         return False
 
