@@ -358,3 +358,17 @@ def test_a_full_card_is_told_as_such_while_recording(card):
         record(recorded, full)
     assert not recorded.why_off
     assert (card.device, card.stream, card.random) == ("another", "usual", True)
+
+
+def test_what_cannot_be_recorded_without_an_error_is_noticed(card):
+    """An agent would be paid by what quantised layers, on a stream of their own, once computed."""
+    runs: list[str] = []
+
+    def strays(x: Tensor) -> Tensor:
+        runs.append(card.stream)
+        return -x if len(runs) != 4 else torch.zeros(2)
+
+    recorded = Graphs(cuda_recorder)
+    assert torch.equal(record(recorded, strays), -torch.ones(2))
+    assert runs[3] != "usual"
+    assert recorded.why_off == "a replay gives other numbers than what was recorded"
