@@ -382,6 +382,19 @@ def test_training_goes_on_after_predicting():
     )
 
 
+@pytest.mark.parametrize("engine", ["fast", "eager"])
+def test_it_predicts_in_its_own_precision(engine):
+    """A policy that acts in mixed precision would end its training with an error about dtypes."""
+    model = new_model(engine=engine)
+    question = [clip("a", [0, 5]), clip("b", [1])]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model.predict(question)
+        preferred = model.prefer(*question)
+    model.forget()
+    assert_close(mixed, model.predict(question))
+    assert preferred == model.prefer(*question)
+
+
 def test_a_failure_in_the_middle_leaves_no_half_truths(monkeypatch):
     """After an interrupt, a stream would answer from what was never computed."""
     model = new_model()

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from robometer_gym.engine import attention as attention_module
 from robometer_gym.engine import cuda, executor
@@ -47,7 +48,7 @@ def repeat(function: Any, inputs: Sequence[Tensor]) -> tuple[Callable[[], object
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """Let the engine do on a CPU what it would do on a GPU."""
-    monkeypatch.setattr(cuda, "record_cuda", repeat)
+    monkeypatch.setattr(cuda, "cuda_recorder", lambda: repeat)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(executor, "new_runner", cuda.cuda_runner)
     cuda.fused.cache_clear()
@@ -117,7 +118,7 @@ def test_a_recording_that_fails_is_done_without(as_on_cuda, monkeypatch):
     def fail(function: Any, inputs: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(cuda, "record_cuda", fail)
+    monkeypatch.setattr(cuda, "cuda_recorder", lambda: fail)
     model = new_model()
     for steps in ([0, 1], [0, 1, 2], [0, 2]):
         clips = [clip("a", steps), clip(None, [3])]
@@ -132,7 +133,7 @@ def test_a_full_card_is_not_taken_for_a_recording_that_cannot_be():
     def full(function: Any, inputs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB.")
 
-    graphs = Graphs(full)
+    graphs = Graphs(lambda: full)
     graphs("name", torch.neg, [torch.ones(2)])
     with pytest.raises(torch.cuda.OutOfMemoryError):
         graphs("name", torch.neg, [torch.ones(2)])
@@ -158,11 +159,12 @@ def problem(rows: list[tuple[int, int]]) -> tuple[list[Span], Tensor, Tensor]:
 def written_out(spans: list[Span], queries: Tensor, cache: Tensor) -> Tensor:
     """Attention, one query of one head at a time."""
     out, first = torch.zeros_like(queries), 0
+    share, scale = queries.shape[1] // cache.shape[2], queries.shape[2] ** -0.5
     for span in spans:
         for token, seen in enumerate(span.seen, start=first):
             for head in range(queries.shape[1]):
-                keys, values = cache[:, span.line : span.line + seen, head // 3]
-                weights = torch.softmax(keys @ queries[token, head] / 8**0.5, 0)
+                keys, values = cache[:, span.line : span.line + seen, head // share]
+                weights = torch.softmax(keys @ queries[token, head] * scale, 0)
                 out[token, head] = weights @ values
         first += len(span.seen)
     return out.flatten(1)
@@ -216,12 +218,17 @@ def test_every_kind_of_attention_is_attention(rows, more_rows, wider, more_token
             "padded: flash attention is off",
         ),
         (
+            lambda *x, **y: documented_flash_but_not_alone(*x, **y),
+            torch.bfloat16,
+            "padded: flash attention is off by 1",
+        ),
+        (
             lambda q, *_, **__: (q * torch.nan,),
             torch.bfloat16,
             "padded: flash attention is off by nan",
         ),
     ],
-    ids=["right", "float32", "not there", "wrong", "nan"],
+    ids=["right", "float32", "not there", "wrong", "wrong for one token", "nan"],
 )
 def test_attention_is_tried_before_it_is_used(monkeypatch, flash, dtype, chosen):
     """Another version of torch may compute something else under the same name."""
@@ -234,8 +241,18 @@ def test_attention_is_tried_before_it_is_used(monkeypatch, flash, dtype, chosen)
     assert kind is (FlashAttention if chosen == "flash" else PaddedAttention)
 
 
+def documented_flash_but_not_alone(q, k, v, cu_q, cu_k, most_q, *rest, seqused_k):
+    """A kernel whose other way, for rows of one token, is broken."""
+    (out,) = documented_flash(q, k, v, cu_q, cu_k, most_q, *rest, seqused_k=seqused_k)
+    return (out if most_q > 1 else 2 * out,)
+
+
 def broken(*_: Any, **__: Any) -> Any:
     raise OSError("no compiler: gcc\nand more")
+
+
+def wordless(*_: Any, **__: Any) -> Any:
+    raise AssertionError
 
 
 @pytest.mark.parametrize(
@@ -244,9 +261,10 @@ def broken(*_: Any, **__: Any) -> Any:
         (lambda function, **_: function, "elementwise parts of the language model"),
         (broken, "nothing: OSError: no compiler: gcc"),
         (lambda function, **_: broken, "nothing: OSError: no compiler: gcc"),
-        (lambda function, **_: lambda *x: function(*x) + 1, "nothing: turned is off by 1"),
+        (lambda function, **_: wordless, "nothing: AssertionError: AssertionError"),
+        (lambda function, **_: lambda *x: 2 * function(*x), "nothing: turned is off by 1"),
     ],
-    ids=["right", "not there", "fails when run", "wrong"],
+    ids=["right", "not there", "fails when run", "fails without words", "wrong"],
 )
 def test_compiled_parts_are_tried_before_they_are_used(monkeypatch, compile_, said):
     """A machine without a C compiler could not predict at all."""
@@ -257,6 +275,80 @@ def test_compiled_parts_are_tried_before_they_are_used(monkeypatch, compile_, sa
     assert why == said
     for function in (turned, gated):
         assert fuse(function) is function
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_compiler_that_rounds_less_is_not_taken_for_a_wrong_one(monkeypatch, dtype):
+    """What is compiled rounds once, at the end: it would never be used where it is needed most."""
+
+    def compile_(function: Any, **_: Any) -> Any:
+        def rounds_once(*inputs: Any) -> Tensor:
+            exact = [x.double() if isinstance(x, Tensor) else x for x in inputs]
+            rounded: Tensor = function(*exact).to(dtype)
+            return rounded
+
+        return rounds_once
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    cuda.fused.cache_clear()
+    assert cuda.fused(dtype, CPU)[1] == "elementwise parts of the language model"
+    cuda.fused.cache_clear()
+
+
+def test_a_card_that_is_full_for_a_moment_is_not_slow_for_ever(monkeypatch):
+    """Kernels that were tried in a bad moment would never be tried again."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB.")
+
+    for cached in (cuda.fused, cuda.attention_for):
+        cached.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda *_, **__: full)
+        patch.setattr(attention_module, "_flash", full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            cuda.fused(torch.bfloat16, CPU)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            cuda.attention_for(6, 2, 8, torch.bfloat16, CPU)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(attention_module, "_flash", documented_flash)
+    assert cuda.fused(torch.bfloat16, CPU)[1] == "elementwise parts of the language model"
+    assert cuda.attention_for(6, 2, 8, torch.bfloat16, CPU)[1] == "flash"
+    for cached in (cuda.fused, cuda.attention_for):
+        cached.cache_clear()
+
+
+def test_what_is_compiled_is_compiled_before_it_is_recorded(monkeypatch):
+    """A compiler at work while something is recorded ends all recordings."""
+    counters: list[CompileCounter] = []
+    compile_ = torch.compile
+
+    def counted(function: Any, **settings: Any) -> Any:
+        counters.append(CompileCounter())
+        return compile_(function, backend=counters[-1], **settings)
+
+    def watched(function: Any, inputs: Sequence[Tensor]) -> Any:
+        before = [counter.frame_count for counter in counters]
+        recorded = repeat(function, inputs)
+        assert [counter.frame_count for counter in counters] == before
+        return recorded
+
+    monkeypatch.setattr(cuda, "cuda_recorder", lambda: watched)
+    monkeypatch.setattr(executor, "new_runner", cuda.cuda_runner)
+    monkeypatch.setattr(torch, "compile", counted)
+    cuda.fused.cache_clear()
+    model = new_model()
+    model.engine_info()
+    tried = [counter.frame_count for counter in counters]
+    assert min(tried) > 0
+    for streams in (1, 2, 5):
+        for step in range(1, 4):
+            clips = [clip(n, [0, step], TASKS[n % 3], SIZES[n % 3]) for n in range(streams)]
+            assert_close(model.predict(clips), MODELS["eager"].predict(clips))
+    assert int(model.engine_info()["graphs"].split()[0]) > 1
+    if torch.__version__ >= torch.torch_version.TorchVersion("2.11"):  # others compile more often
+        assert [counter.frame_count for counter in counters] == tried
+    cuda.fused.cache_clear()
 
 
 def test_it_says_how_it_runs(static):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robometer_gym.engine.attention import FlashAttention, PaddedAttention, Span
-from robometer_gym.engine.graphs import Graphs, record_cuda
+from robometer_gym.engine.graphs import Graphs, cuda_recorder, in_one_line
 from robometer_gym.engine.layout import upload
 from robometer_gym.engine.runner import StaticRunner
 from robometer_gym.engine.text import TextDecoder, gated, turned
@@ -23,7 +23,7 @@ from robometer_gym.model.modeling import RobometerModel
 
 __all__ = ["attention_for", "cuda_runner", "fused"]
 
-# The largest difference between two right results in 16 bits: some roundings of numbers around 1.
+# How far two right results in 16 bits are from each other, at most: some roundings.
 _TOLERANCE = 0.05
 
 
@@ -39,72 +39,95 @@ def cuda_runner(model: RobometerModel) -> tuple[TextDecoder, StaticRunner]:
     attention, chosen = attention_for(heads, kv_heads, head_dim, weight.dtype, weight.device)
     fuse, compiled = fused(weight.dtype, weight.device)
     decoder = TextDecoder(language_model, fuse)
-    runner = StaticRunner(model, decoder, attention, Graphs(record_cuda))
+    runner = StaticRunner(model, decoder, attention, Graphs(cuda_recorder))
     runner.chosen = {"attention": chosen, "compiled": compiled}
     return decoder, runner
 
 
 @cache
+@torch.inference_mode()
 def attention_for(
     heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[type[FlashAttention] | type[PaddedAttention], str]:
     """Return the kind of attention to use, and which it is and why.
 
     The flash kernel is compared with the padded computation on rows that begin in the middle, stand
-    in another order than their keys, or are empty.
+    in another order than their keys, or are empty; and on rows of one token, for which it has
+    another way.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return PaddedAttention, f"padded: flash attention has no {dtype}"
-    spans = [Span(300, np.arange(200, 257)), Span(0, np.arange(1, 9)), Span(40, np.array([77]))]
-    shape = {"rows": 4, "width": 64, "tokens": 66}
+    several = [Span(300, np.arange(200, 257)), Span(0, np.arange(1, 9)), Span(40, np.array([77]))]
+    alone = [Span(line, np.array([seen])) for line, seen in ((300, 256), (0, 1), (40, 77))]
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=generator, device=device, dtype=dtype)
 
-    tensors = random(66, heads, head_dim), *random(2, 600, kv_heads, head_dim)
-    try:
-        outputs = [
-            kind(*upload(kind.numbers(spans, **shape), device), length=256, width=64)(*tensors)
-            for kind in (FlashAttention, PaddedAttention)
-        ]
-        difference = (outputs[0] - outputs[1]).abs().max().item()
-    except (RuntimeError, TypeError, AttributeError) as error:  # no such operator or arguments
-        return PaddedAttention, f"padded: flash attention failed: {str(error).splitlines()[0]}"
-    if not difference < _TOLERANCE:
-        return PaddedAttention, f"padded: flash attention is off by {difference:.3g}"
+    cached = random(2, 600, kv_heads, head_dim)
+    for spans, tokens, width in ((several, 66, 64), (alone, 3, 1)):
+        shape = {"rows": 4, "width": width, "tokens": max(4, tokens)}
+        queries = random(shape["tokens"], heads, head_dim)
+        try:
+            flash, padded = (
+                kind(*upload(kind.numbers(spans, **shape), device), length=256, width=width)(
+                    queries, *cached
+                )[:tokens]
+                for kind in (FlashAttention, PaddedAttention)
+            )
+            difference = _difference(flash, padded)
+        except torch.cuda.OutOfMemoryError:
+            raise  # there is nothing wrong with it
+        except (RuntimeError, TypeError, AttributeError) as error:  # no such operator or arguments
+            return PaddedAttention, f"padded: flash attention failed: {in_one_line(error)}"
+        if not difference < _TOLERANCE:
+            return PaddedAttention, f"padded: flash attention is off by {difference:.3g}"
     return FlashAttention, "flash"
 
 
 @cache
+@torch.inference_mode()
 def fused(
     dtype: torch.dtype, device: torch.device
 ) -> tuple[Callable[[Callable[..., Tensor]], Callable[..., Tensor]], str]:
     """Return what compiles the elementwise parts of a layer, and whether it does and why not.
 
-    Only these: the matrix products are as fast without, and small functions of any number of tokens
-    are compiled once, in seconds.
+    Only these: the matrix products are as fast without. A function is compiled in seconds for any
+    number of tokens, but anew for one token, and for tensors that lie in memory in another way: as
+    they are in a layer they are tried here, because it must not happen while something is recorded.
     """
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=generator, device=device, dtype=dtype)
 
-    compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
-    angles = random(70, 1, 32), random(70, 1, 32)
-    examples: dict[Callable[..., Tensor], tuple[Any, ...]] = {
-        turned: (random(70, 6, 64), random(6, 64), *angles, 1e-6),
-        gated: (random(70, 128),),
+    weight, cos, sin = random(6, 64), random(70, 1, 32), random(70, 1, 32)
+    columns_cos, columns_sin = (random(32, 1, 70).transpose(0, 2) for _ in range(2))
+    examples: dict[Callable[..., Tensor], list[tuple[Any, ...]]] = {
+        turned: [
+            (random(70, 6, 64), weight, cos, sin, 1e-6),
+            (random(70, 9, 64)[:, :6], weight, columns_cos, columns_sin, 1e-6),
+            (random(1, 6, 64), weight, cos[:1], sin[:1], 1e-6),
+        ],
+        gated: [(random(70, 128),), (random(1, 128),)],
     }
+    compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
     try:
-        for function, inputs in examples.items():
-            compiled[function] = torch.compile(function, dynamic=True, fullgraph=True)
-            difference = (compiled[function](*inputs) - function(*inputs)).abs().max().item()
+        for function, each in examples.items():
+            compiled[function] = torch.compile(function, dynamic=True)
+            difference = max(_difference(compiled[function](*x), function(*x)) for x in each)
             if not difference < _TOLERANCE:
                 return _as_it_is, f"nothing: {function.__name__} is off by {difference:.3g}"
+    except torch.cuda.OutOfMemoryError:
+        raise  # there is nothing wrong with it
     except Exception as error:  # a compiler that is missing or fails raises errors of many kinds
-        return _as_it_is, f"nothing: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return _as_it_is, f"nothing: {type(error).__name__}: {in_one_line(error)}"
     return compiled.__getitem__, "elementwise parts of the language model"
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Return how far they are from each other, in units of their largest number."""
+    return float((one - other).abs().max() / other.abs().max())
 
 
 def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -180,6 +180,7 @@ class Engine:
             "evictions": self._counts["evictions"] + self._slots.evictions,
         }
 
+    @torch.inference_mode()  # who asks for `info` first must not make other tensors
     def _prepare(self, budget: int | None = None) -> None:
         """Begin with the weights as they are, and nothing cached."""
         self._executor = Executor(self._model, self._processor.images)

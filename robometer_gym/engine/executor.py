@@ -86,6 +86,7 @@ class Executor:
             RewardModelError: there is no memory even for two.
         """
         self._cache = self._new_cache(0, 0)  # before, so that both are never there at once
+        self._runner.forget()  # what was recorded is of that cache, and has memory of its own
         self.slots = 0
         while True:
             try:
@@ -100,7 +101,6 @@ class Executor:
                     ) from error
                 slots = max(2, slots // 2)
         self.slots, self.length = slots, length
-        self._runner.forget()  # what was recorded is of the cache before
 
     def encode(self, frames: Sequence[Frame]) -> Tensor:
         """Return the features of pictures of one size, (n, 1 + levels, tokens, D)."""

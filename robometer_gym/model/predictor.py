@@ -192,15 +192,10 @@ class RobometerRewardModel:
             RewardModelError: in a process that was forked after the model had been loaded.
         """
         self._check_process()
-        if (engine := self._fast_engine()) is not None:
-            return engine.predict(clips)
-        predictions = []
-        for batch in self._batches(clips):
-            logits = self.model(batch)
-            counts = [len(each) for each in batch.progress_at]
-            values = torch.stack([decode_progress(logits.progress), logits.success.sigmoid()])
-            predictions += [Prediction(*each.numpy()) for each in values.cpu().split(counts, dim=1)]
-        return predictions
+        with self._in_its_own_precision():
+            if (engine := self._fast_engine()) is not None:
+                return engine.predict(clips)
+            return [each for batch in self._batches(clips) for each in self._answer(batch)]
 
     def release(self, stream: Hashable) -> None:
         """Forget what is kept for a stream: its episode has ended."""
@@ -248,7 +243,8 @@ class RobometerRewardModel:
                 f"prefer compares two attempts at one task, got {a.task!r} and {b.task!r}."
             )
         batch = self.processor.encode_preference([(a, b), (b, a)])
-        a_first, b_first = self.model(batch).preference.sigmoid().tolist()
+        with self._in_its_own_precision():
+            a_first, b_first = self.model(batch).preference.sigmoid().tolist()
         return float(a_first + (1.0 - b_first)) / 2.0
 
     def compute_reward(
@@ -324,6 +320,16 @@ class RobometerRewardModel:
                         max_streams=self._max_streams,
                     )
             return self._engine
+
+    def _in_its_own_precision(self) -> torch.autocast:
+        """Return the context in which to predict: the caller's autocast is for his own network."""
+        return torch.autocast(self.model.backbone.device.type, enabled=False)
+
+    def _answer(self, batch: Encoded) -> list[Prediction]:
+        logits = self.model(batch)
+        counts = [len(each) for each in batch.progress_at]
+        values = torch.stack([decode_progress(logits.progress), logits.success.sigmoid()])
+        return [Prediction(*each.numpy()) for each in values.cpu().split(counts, dim=1)]
 
     def _batches(self, clips: Sequence[Clip]) -> Iterator[Encoded]:
         """Encode in groups, so that many clips at once do not exhaust the memory."""
