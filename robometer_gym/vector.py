@@ -150,11 +150,13 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         Args:
             seed: goes to the environments.
             options: goes to the environments; "task" is the instruction of the episodes that begin
-                now, and "reset_mask", (N,) bool, says which do.
+                now, and "reset_mask", (N,) bool, says which do; a wrong one changes nothing.
         """
         options = {} if options is None else dict(options)  # Gymnasium takes the mask out of it
         task = options.get("task")
         tasks = self._tasks if task is None else [check_task(task)] * self.num_envs
+        if "reset_mask" in options:
+            _check_mask(options["reset_mask"], self.num_envs)
         try:
             return self._reset(tasks, seed, options)
         except BaseException:
@@ -298,6 +300,16 @@ def _check_unwrapped(env: Any) -> None:
         if isinstance(env, RobometerVectorRewardWrapper):
             raise ValueError("These environments are in a RobometerVectorRewardWrapper already.")
         env = env.env
+
+
+def _check_mask(mask: Any, num_envs: int) -> None:
+    """Refuse what Gymnasium would refuse, too, but while the running episodes can still go on."""
+    bools = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
+    if not (bools and mask.shape == (num_envs,) and mask.any()):
+        raise (ValueError if bools else TypeError)(
+            f"options['reset_mask'] must be a NumPy array of {num_envs} bools, at least one "
+            f"of them True, such as np.array([...], bool); got {mask!r}."
+        )
 
 
 def _captures(infos: Infos) -> dict[int, Capture]:
