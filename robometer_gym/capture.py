@@ -84,6 +84,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._outbox = Outbox()
         self._reports_success = False
         self._steps = 0
+        self._told_at_reset: dict[str, Any] = {}
 
     def begin_capture(self, settings: bytes, every_step: bool = False) -> str | None:
         """Capture from now on.
@@ -122,7 +123,8 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             capture = Capture(frames=self._look(observation))
         except Exception:
             observation, info, capture = self.observation_space.sample(), {}, _failed()
-        return observation, {**info, CAPTURE: capture}
+        self._told_at_reset = {**info, CAPTURE: capture}
+        return observation, self._told_at_reset
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Make a step, and take a frame if one is due."""
@@ -132,6 +134,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         if self._settings is None:
             return self.env.step(action)
         self._steps += 1
+        self._told_at_reset.pop(CAPTURE, None)  # SubprocVecEnv would send it again with each step
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             due = self._settings.due(self._steps, bool(terminated or truncated))

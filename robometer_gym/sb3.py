@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from robometer_gym.capture import CAPTURE, Captures, FrameCapture, SubEnvironmentError
-from robometer_gym.episode import EpisodeTracker, Event
+from robometer_gym.episode import EpisodeTracker, Event, Step
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
 from robometer_gym.reward_model import check_task, check_tasks
 from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
@@ -108,8 +108,12 @@ class VecRobometerReward(VecEnvWrapper):
         """What follows the episodes; its `watchers` are told what the model sees and says."""
         self._captures = Captures()
         with naming_dead_workers(venv):
-            # At every step, because DummyVecEnv keeps rewards in single precision.
-            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), every_step=True)
+            # At every step where DummyVecEnv would keep the rewards in single precision only.
+            problems = venv.env_method(
+                "begin_capture",
+                cloudpickle.dumps(chosen),
+                every_step=not hasattr(venv, "processes"),
+            )
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
@@ -150,11 +154,10 @@ class VecRobometerReward(VecEnvWrapper):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Tell the environments to make a step."""
-        for env in range(self.num_envs):
-            if not self.tracker.running(env):
-                raise ResetNeeded(
-                    f"No episode is running in environment {env}: call reset() first."
-                )
+        if idle := self.tracker.idle():
+            raise ResetNeeded(
+                f"No episode is running in environment {idle[0]}: call reset() first."
+            )
         with naming_dead_workers(self.venv):
             self.venv.step_async(actions)
 
@@ -172,10 +175,15 @@ class VecRobometerReward(VecEnvWrapper):
 
     def _step(self) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], Infos]:
         with naming_dead_workers(self.venv):
-            observations, _, dones, told = self.venv.step_wait()
-        infos = list(told)
-        steps = [self._event(env, info, bool(dones[env])) for env, info in enumerate(infos)]
-        reset = [env for env, done in enumerate(dones) if done]
+            observations, told_rewards, dones, told = self.venv.step_wait()
+        infos, ended = list(told), dones.tolist()
+        steps = [
+            self._event(env, info, reward, done)
+            for env, (info, reward, done) in enumerate(
+                zip(infos, told_rewards.tolist(), ended, strict=True)
+            )
+        ]
+        reset = [env for env, over in enumerate(ended) if over]
         starts = self._starts(reset, [self.venv.reset_infos[env] for env in reset], self._tasks)
         outcomes = self.tracker.advance([*steps, *starts])
         saw_success = []  # where the environment itself would go on
@@ -183,7 +191,7 @@ class VecRobometerReward(VecEnvWrapper):
             infos[env].update(outcome.info)
             if outcome.terminated:
                 infos[env]["TimeLimit.truncated"] = False  # also if success came with the limit
-                if not dones[env]:
+                if not ended[env]:
                     saw_success.append(env)
         for env, outcome in zip(reset, outcomes[self.num_envs :], strict=True):
             self.reset_infos[env].update(outcome.info)
@@ -193,9 +201,12 @@ class VecRobometerReward(VecEnvWrapper):
         rewards = np.array([outcome.reward for outcome in outcomes[: self.num_envs]])
         return observations, rewards, dones, infos
 
-    def _event(self, env: int, info: dict[str, Any], done: bool) -> Event:
+    def _event(self, env: int, info: dict[str, Any], reward: float, done: bool) -> Event:
+        """What has happened in one environment; nothing need be said of a step without a frame."""
+        capture = info.pop(CAPTURE, None)
+        if capture is None:
+            return Step(env, float(reward), False, False, None)
         truncated = info["TimeLimit.truncated"]
-        capture = info.pop(CAPTURE)
         return self._captures.event(env, capture, "", done and not truncated, truncated)
 
     def _starts(

@@ -6,7 +6,7 @@ back what it decides. Knows nothing of when a prediction is due or of how progre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -176,8 +176,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
 
     def _check_running(self) -> None:
         """Refuse to step an environment that waits for its reset, before anything has moved."""
-        for env in range(self.num_envs):
-            if not (self.tracker.running(env) or self._begins_next[env]):
+        for env in self.tracker.idle():
+            if not self._begins_next[env]:
                 raise ResetNeeded(
                     f"No episode is running in environment {env}: call reset() first. (An episode "
                     "also ends when success is detected, and all of them at an error; with "
@@ -272,21 +272,21 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
 
     def _tell(self, infos: Infos, told: Sequence[tuple[int, Infos]]) -> None:
         """Add what is to be told of some environments, as `_add_info` would, but all at once."""
-        alike: dict[tuple[str, ...], list[tuple[int, Infos]]] = {}
+        everyone = np.ones(self.num_envs, np.bool_)
+        alike: dict[tuple[str, ...], dict[int, Iterable[Any]]] = {}
         for env, info in told:
-            alike.setdefault(tuple(info), []).append((env, info))
+            alike.setdefault(tuple(info), {})[env] = info.values()
         for keys, group in alike.items():
-            envs = [env for env, _ in group]
-            for key in keys:
-                values = np.array([info[key] for _, info in group])
-                if len(envs) == self.num_envs:
-                    infos[key], infos[f"_{key}"] = values, np.ones(self.num_envs, np.bool_)
+            for key, told_of_each in zip(keys, zip(*group.values(), strict=True), strict=True):
+                values = np.array(told_of_each)
+                if len(group) == self.num_envs:
+                    infos[key], infos[f"_{key}"] = values, everyone.copy()
                     continue
                 if key not in infos:
                     infos[key] = np.zeros(self.num_envs, values.dtype)
                     infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
-                infos[key][envs] = values
-                infos[f"_{key}"][envs] = True
+                infos[key][list(group)] = values
+                infos[f"_{key}"][list(group)] = True
 
     def close(self, **kwargs: Any) -> None:
         """End all episodes and close the environments; no worker stays behind."""
