@@ -55,9 +55,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Takes the frames of one sub-environment for a reward wrapper around all of them.
 
     The first wrapper around each sub-environment (and outside its `TimeLimit`, which `gym.make`
-    applies). It renders only at steps whose frame is kept. An exception of the environment becomes
-    a message as well, so that no worker dies of it: the outer wrapper raises it, with the number
-    of the environment. Until an outer wrapper has said what to capture it does nothing.
+    applies). It renders only at steps whose frame is kept. In a worker process an exception of the
+    environment becomes a message, so that no worker dies of it: the outer wrapper raises it, with
+    the number of the environment. Until an outer wrapper has said what to capture it does nothing.
 
     Args:
         env: the sub-environment.
@@ -74,6 +74,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     model_saw_success = False
     """Set by the outer wrapper where the environment goes on: the next step is a reset."""
+
+    raises_as: int | None = None
+    """Set by an outer wrapper in this process, to which an error may go as it is, and at once."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
@@ -121,8 +124,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             if "robometer/progress" in info:
                 raise ValueError("The environment is in a RobometerRewardWrapper already.")
             capture = Capture(frames=self._look(observation))
-        except Exception:
-            observation, info, capture = self.observation_space.sample(), {}, _failed()
+        except Exception as error:
+            capture = self._failed(error)
+            observation, info = self.observation_space.sample(), {}
         self._told_at_reset = {**info, CAPTURE: capture}
         return observation, self._told_at_reset
 
@@ -142,9 +146,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             reward = float(reward)
             if "is_success" in info or "success" in info:
                 self._reports_success = True
-        except Exception:
-            nobody_sees = self.observation_space.sample()
-            return nobody_sees, 0.0, False, False, {CAPTURE: _failed()}
+        except Exception as error:
+            told = {CAPTURE: self._failed(error)}
+            return self.observation_space.sample(), 0.0, False, False, told
         if due or self._every_step:
             capture = Capture(self._steps, reward, self._reports_success, frames)
             info = {**info, CAPTURE: capture}
@@ -154,9 +158,19 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         assert self._cameras is not None, "set together with the settings"
         return Parcel(self._cameras.read(self.env, observation), self._outbox)
 
+    def _failed(self, error: Exception) -> Capture:
+        """Say what went wrong; in one process before the next environment is touched."""
+        told = traceback.format_exc()
+        if self.raises_as is not None:
+            raise _failure(self.raises_as, told) from error
+        return Capture(error=told)
 
-def _failed() -> Capture:
-    return Capture(error=traceback.format_exc())
+
+def _failure(env: int, told: str) -> SubEnvironmentError:
+    cause = told.strip().splitlines()[-1]
+    return SubEnvironmentError(
+        f"Environment {env} failed: {cause}\n\nIn environment {env}:\n{told}"
+    )
 
 
 class Captures:
@@ -193,10 +207,7 @@ class Captures:
             SubEnvironmentError: the environment failed.
         """
         if capture.error is not None:
-            cause = capture.error.strip().splitlines()[-1]
-            raise SubEnvironmentError(
-                f"Environment {env} failed: {cause}\n\nIn environment {env}:\n{capture.error}"
-            )
+            raise _failure(env, capture.error)
         frames = None if capture.frames is None else self._inbox.open(capture.frames)
         if capture.step == 0:
             assert frames is not None, "a reset is always captured"

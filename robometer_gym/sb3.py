@@ -107,13 +107,12 @@ class VecRobometerReward(VecEnvWrapper):
         self.tracker = EpisodeTracker(chosen, reward_model, self.num_envs)
         """What follows the episodes; its `watchers` are told what the model sees and says."""
         self._captures = Captures()
+        here = not hasattr(venv, "processes")
         with naming_dead_workers(venv):
-            # At every step where DummyVecEnv would keep the rewards in single precision only.
-            problems = venv.env_method(
-                "begin_capture",
-                cloudpickle.dumps(chosen),
-                every_step=not hasattr(venv, "processes"),
-            )
+            # At every step in DummyVecEnv, because it keeps rewards in single precision.
+            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), every_step=here)
+            for env in range(self.num_envs) if here else ():
+                venv.env_method("set_wrapper_attr", "raises_as", env, indices=env)
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)

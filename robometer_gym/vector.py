@@ -130,6 +130,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
                     "lost: gym.make_vec(..., wrappers=[FrameCapture]), or make_robometer_vec."
                 )
             problems = self._core.call("begin_capture", cloudpickle.dumps(settings))
+            if not hasattr(self._core, "processes"):
+                self._core.set_attr("raises_as", list(range(self.num_envs)))
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)

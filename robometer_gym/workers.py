@@ -23,7 +23,8 @@ _PATIENCE = 5.0  # seconds for the system to tell which process has died
 class naming_dead_workers:  # noqa: N801 - reads as what it does; as a generator it costs 1 us
     """Turns the broken pipe of a dead worker into an error that says which one it was.
 
-    All other workers are ended too: the vector environment cannot go on without one.
+    All other workers are ended too: the vector environment cannot go on without one, nor after a
+    Ctrl-C in the middle of a call.
 
     Args:
         env: the vector environment itself, without wrappers; it may have no workers.
@@ -39,8 +40,12 @@ class naming_dead_workers:  # noqa: N801 - reads as what it does; as a generator
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, _BROKEN_PIPE) and getattr(self._env, "processes", None):
+        if error is None or not getattr(self._env, "processes", None):
+            return
+        if isinstance(error, _BROKEN_PIPE):
             raise _obituary(self._env) from error
+        if isinstance(error, KeyboardInterrupt):
+            _end(self._env)  # Ctrl-C reaches the workers, too, and their answers come at any time
 
 
 def _obituary(env: Any) -> SubEnvironmentError:

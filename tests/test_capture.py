@@ -54,6 +54,15 @@ def test_every_step_is_told_where_that_is_wanted():
     ]
 
 
+def test_the_first_frame_is_told_once():
+    """SubprocVecEnv sends what was said at reset again with each step: all would be slower."""
+    env = capturing(CountingEnv([5]), predict_every=2)
+    _, info = env.reset()
+    assert CAPTURE in info
+    env.step(0)
+    assert CAPTURE not in info
+
+
 def test_it_remembers_that_the_environment_tells_success():
     """The model's word would stand for the truth in an environment that tells it now and then."""
 
