@@ -21,8 +21,9 @@ from typing_extensions import Unpack
 from robometer_gym.capture import CAPTURE, Captures, FrameCapture, SubEnvironmentError
 from robometer_gym.episode import EpisodeTracker, Event, Step
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
+from robometer_gym.making import check_kind, env_maker
 from robometer_gym.reward_model import check_task, check_tasks
-from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
+from robometer_gym.settings import RewardOptions, documented_by_settings, read_settings
 from robometer_gym.workers import close_workers, naming_dead_workers
 
 try:
@@ -72,7 +73,7 @@ class VecRobometerReward(VecEnvWrapper):
     Raises:
         ValueError: environments without `FrameCapture`, a wrapper between them and this, a setting
             out of range, a camera that the env does not have, an empty task.
-        TypeError: a setting of the wrong kind.
+        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
         ResetNeeded: `step` before `reset`, or after an error.
         SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
             worker died. All episodes are over then.
@@ -99,9 +100,10 @@ class VecRobometerReward(VecEnvWrapper):
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
         **settings: Unpack[RewardOptions],
     ) -> None:
+        check_kind(venv, "VecEnv of Stable-Baselines3")
         _check_bare(venv)
         super().__init__(venv)
-        chosen = RewardSettings(**settings)
+        chosen = read_settings(VecRobometerReward, settings)
         self._tasks = check_tasks(task, self.num_envs)
         self._next_tasks = self._tasks
         self.tracker = EpisodeTracker(chosen, reward_model, self.num_envs)
@@ -272,6 +274,7 @@ def _exchange(observations: Any, env: int, new: Any) -> Any:
     return old
 
 
+@documented_by_settings
 def make_robometer_vec_env(
     env_id: str | Callable[..., gym.Env[Any, Any]],
     task: str | Sequence[str],
@@ -309,6 +312,7 @@ def make_robometer_vec_env(
 
     Raises:
         ValueError: see `VecRobometerReward`.
+        TypeError: an environment that is made already; a setting that is none.
         SubEnvironmentError: a worker process could not make its environment.
 
     Example:
@@ -322,10 +326,8 @@ def make_robometer_vec_env(
         0.5
     """
     check_tasks(task, n_envs)
-    if callable(env_id):
-        make: Callable[[], gym.Env[Any, Any]] = partial(env_id, **(env_kwargs or {}))
-    else:
-        make = partial(gym.make, env_id, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+    read_settings(make_robometer_vec_env, settings)  # before an environment is made
+    make = env_maker(env_id, env_kwargs)
 
     def captured(rank: int) -> gym.Env[Any, Any]:
         env = make()

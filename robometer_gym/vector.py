@@ -30,8 +30,14 @@ from typing_extensions import Unpack
 from robometer_gym.capture import CAPTURE, Capture, Captures, FrameCapture
 from robometer_gym.episode import EpisodeTracker, Event, Step
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
+from robometer_gym.making import check_kind, env_maker
 from robometer_gym.reward_model import check_task, check_tasks
-from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
+from robometer_gym.settings import (
+    RewardOptions,
+    RewardSettings,
+    documented_by_settings,
+    read_settings,
+)
 from robometer_gym.workers import close_workers, naming_dead_workers
 
 __all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
@@ -74,7 +80,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
     Raises:
         ValueError: sub-environments without `FrameCapture`, one that is wrapped already, a setting
             out of range, a camera that the env does not have, an empty task.
-        TypeError: a setting of the wrong kind.
+        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
         ResetNeeded: `step` before `reset`, or after an error, or where an episode has ended and
             nobody resets it.
         SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
@@ -102,8 +108,9 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
         **settings: Unpack[RewardOptions],
     ) -> None:
+        check_kind(env, "gymnasium.vector.VectorEnv")
         _check_unwrapped(env)
-        chosen = RewardSettings(**settings)
+        chosen = read_settings(RobometerVectorRewardWrapper, settings)
         self._tasks = check_tasks(task, env.num_envs)
         self.tracker = EpisodeTracker(chosen, reward_model, env.num_envs)
         """What follows the episodes; its `watchers` are told what the model sees and says."""
@@ -341,6 +348,7 @@ def _take(infos: Infos, env: int) -> Infos:
     return taken
 
 
+@documented_by_settings
 def make_robometer_vec(
     env: str | gym.envs.registration.EnvSpec | Callable[..., gym.Env[Any, Any]],
     task: str | Sequence[str],
@@ -372,6 +380,7 @@ def make_robometer_vec(
 
     Raises:
         ValueError: an unknown mode; see `RobometerVectorRewardWrapper` for the rest.
+        TypeError: an environment that is made already; a setting that is none.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -386,10 +395,8 @@ def make_robometer_vec(
             f"vectorization_mode must be 'sync' or 'async', got {vectorization_mode!r}."
         )
     check_tasks(task, num_envs)
-    if callable(env):
-        make: Callable[[], gym.Env[Any, Any]] = partial(env, **(env_kwargs or {}))
-    else:
-        make = partial(gym.make, env, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+    read_settings(make_robometer_vec, settings)  # before an environment is made
+    make = env_maker(env, env_kwargs)
 
     def captured() -> gym.Env[Any, Any]:
         single = make()
