@@ -6,7 +6,7 @@ back what it decides. Knows nothing of when a prediction is due or of how progre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,8 +27,9 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from robometer_gym.capture import CAPTURE, Capture, Captures, FrameCapture
+from robometer_gym.capture import Capture, Captures, FrameCapture
 from robometer_gym.episode import EpisodeTracker, Event, Step
+from robometer_gym.infos import Infos, take_captures, take_one, tell
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
 from robometer_gym.making import check_kind, env_maker
 from robometer_gym.reward_model import check_task, check_tasks
@@ -41,8 +42,6 @@ from robometer_gym.settings import (
 from robometer_gym.workers import close_workers, naming_dead_workers
 
 __all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
-
-Infos = dict[str, Any]
 
 if TYPE_CHECKING:
     _VectorWrapper = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
@@ -207,10 +206,12 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
                 options=options or None,
             )
         starts = [
-            self._captures.event(env, said, tasks[env]) for env, said in _captures(infos).items()
+            self._captures.event(env, said, tasks[env])
+            for env, said in take_captures(infos).items()
         ]
         outcomes = self.tracker.advance(starts)
-        self._tell(infos, [(s.env, o.info) for s, o in zip(starts, outcomes, strict=True)])
+        told = [(start.env, o.info) for start, o in zip(starts, outcomes, strict=True)]
+        tell(infos, told, self.num_envs)
         return observations, infos
 
     def _step(
@@ -222,10 +223,10 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         # Under SAME_STEP what was said of the last step of an episode stands apart.
         events = [
             self._captures.event(env, said, "", *ended[env])
-            for env, said in _captures(infos.get("final_info", {})).items()
+            for env, said in take_captures(infos.get("final_info", {})).items()
         ]
         last = len(events)
-        events += self._now(_captures(infos), rewards.tolist(), ended)
+        events += self._now(take_captures(infos), rewards.tolist(), ended)
         outcomes = self.tracker.advance(events)
         saw_success = []  # where the sub-environment itself would go on
         for event, outcome in zip(events, outcomes, strict=True):
@@ -239,8 +240,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             self._begins_next = (terminations | truncations).tolist()
         told = [(event.env, o.info) for event, o in zip(events, outcomes, strict=True)]
         if last:
-            self._tell(infos["final_info"], told[:last])
-        self._tell(infos, told[last:])
+            tell(infos["final_info"], told[:last], self.num_envs)
+        tell(infos, told[last:], self.num_envs)
         if saw_success:
             observations, infos = self._end_episodes(saw_success, observations, infos)
         return observations, rewards, terminations, truncations, infos
@@ -272,30 +273,12 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             return observations, infos
         each = list(iterate(self.observation_space, observations))
         for env in envs:
-            final = {"final_obs": deepcopy(each[env]), "final_info": _take(infos, env)}
+            final = {"final_obs": deepcopy(each[env]), "final_info": take_one(infos, env)}
             infos = self._add_info(infos, final, env)
         observations, begun = self._reset(self._tasks, None, {"reset_mask": mask})
         for env in envs:
-            infos = self._add_info(infos, _take(begun, env), env)
+            infos = self._add_info(infos, take_one(begun, env), env)
         return observations, infos
-
-    def _tell(self, infos: Infos, told: Sequence[tuple[int, Infos]]) -> None:
-        """Add what is to be told of some environments, as `_add_info` would, but all at once."""
-        everyone = np.ones(self.num_envs, np.bool_)
-        alike: dict[tuple[str, ...], dict[int, Iterable[Any]]] = {}
-        for env, info in told:
-            alike.setdefault(tuple(info), {})[env] = info.values()
-        for keys, group in alike.items():
-            for key, told_of_each in zip(keys, zip(*group.values(), strict=True), strict=True):
-                values = np.array(told_of_each)
-                if len(group) == self.num_envs:
-                    infos[key], infos[f"_{key}"] = values, everyone.copy()
-                    continue
-                if key not in infos:
-                    infos[key] = np.zeros(self.num_envs, values.dtype)
-                    infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
-                infos[key][list(group)] = values
-                infos[f"_{key}"][list(group)] = True
 
     def close(self, **kwargs: Any) -> None:
         """End all episodes and close the environments; no worker stays behind."""
@@ -319,33 +302,6 @@ def _check_mask(mask: Any, num_envs: int) -> None:
             f"options['reset_mask'] must be a NumPy array of {num_envs} bools, at least one "
             f"of them True, such as np.array([...], bool); got {mask!r}."
         )
-
-
-def _captures(infos: Infos) -> dict[int, Capture]:
-    """Take what the inner wrappers said out of the infos, by the number of each environment."""
-    if CAPTURE not in infos:
-        return {}
-    said, mask = infos.pop(CAPTURE), infos.pop(f"_{CAPTURE}")
-    return {env: said[env] for env in np.flatnonzero(mask).tolist()}
-
-
-def _take(infos: Infos, env: int) -> Infos:
-    """Take the infos of one environment out of those of all."""
-    taken: Infos = {}
-    for key, value in list(infos.items()):
-        mask = infos.get(f"_{key}")
-        if mask is None or not mask[env]:
-            continue
-        mask[env] = False
-        if isinstance(value, dict):
-            taken[key] = _take(value, env)
-        else:
-            one = value[env]
-            taken[key] = bool(one) if value.dtype == np.bool_ and value.ndim == 1 else deepcopy(one)
-            value[env] = None if value.dtype == object else 0
-        if not mask.any():  # or its dtype and shape would be forced on what the reset says
-            del infos[key], infos[f"_{key}"]
-    return taken
 
 
 @documented_by_settings
