@@ -22,10 +22,13 @@ from robometer_gym.reward_model import Frame
 from robometer_gym.settings import RewardSettings
 from robometer_gym.transport import Inbox, Note, Outbox, Parcel
 
-__all__ = ["CAPTURE", "Capture", "Captures", "FrameCapture", "SubEnvironmentError"]
+__all__ = ["CAPTURE", "REWARD", "Capture", "Captures", "FrameCapture", "SubEnvironmentError"]
 
 CAPTURE = "robometer/capture"
 """The key of a `Capture` in a sub-environment's infos. The outer wrapper takes it out."""
+
+REWARD = "robometer/reward"
+"""Likewise of the environment's own reward, a float in full precision, where no frame is due."""
 
 
 class SubEnvironmentError(RuntimeError):
@@ -33,10 +36,10 @@ class SubEnvironmentError(RuntimeError):
 
 
 class Capture(NamedTuple):
-    """What one sub-environment says of one step or reset.
+    """What one sub-environment says of a reset, or of a step at which a frame is due.
 
     `step` is counted from the reset, which is 0; `reward` is the environment's own; `frames` is
-    None where no prediction is due; `reports_success` is whether the environment ever told success
+    None where there is an error; `reports_success` is whether the environment ever told success
     in its info; `error` is the traceback of what went wrong instead.
     """
 
@@ -83,19 +86,19 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         self._settings: RewardSettings | None = None
         self._cameras: Cameras | None = None
-        self._every_step = False
+        self._tells_rewards = False
         self._outbox = Outbox()
         self._reports_success = False
         self._steps = 0
         self._told_at_reset: dict[str, Any] = {}
 
-    def begin_capture(self, settings: bytes, every_step: bool = False) -> str | None:
+    def begin_capture(self, settings: bytes, rewards: bool = False) -> str | None:
         """Capture from now on.
 
         Args:
             settings: `RewardSettings`, pickled by cloudpickle: a camera may be a lambda.
-            every_step: say something of steps without a frame, too: the reward in full precision,
-                where a vector environment keeps less of it. It takes time.
+            rewards: say the reward of steps without a frame, too, because the vector environment
+                keeps less of it. It takes time.
 
         Returns:
             None, or why it cannot be done.
@@ -105,7 +108,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self._cameras = Cameras(chosen.camera, chosen.frame_size, self.env)
         except ValueError as error:
             return str(error)
-        self._settings, self._every_step = chosen, every_step
+        self._settings, self._tells_rewards = chosen, rewards
         # Anew, too: whoever captured before has taken the outbox's memory.
         self._outbox, self._reports_success = Outbox(), False
         return None
@@ -142,16 +145,18 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             due = self._settings.due(self._steps, bool(terminated or truncated))
-            frames = self._look(observation) if due else None
             reward = float(reward)
             if "is_success" in info or "success" in info:
                 self._reports_success = True
+            if due:
+                frames = self._look(observation)
+                capture = Capture(self._steps, reward, self._reports_success, frames)
+                info = {**info, CAPTURE: capture}
+            elif self._tells_rewards:
+                info = {**info, REWARD: reward}
         except Exception as error:
             told = {CAPTURE: self._failed(error)}
             return self.observation_space.sample(), 0.0, False, False, told
-        if due or self._every_step:
-            capture = Capture(self._steps, reward, self._reports_success, frames)
-            info = {**info, CAPTURE: capture}
         return observation, reward, terminated, truncated, info
 
     def _look(self, observation: Any) -> Parcel:

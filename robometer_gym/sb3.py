@@ -18,7 +18,7 @@ from gymnasium.error import DependencyNotInstalled, ResetNeeded
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from robometer_gym.capture import CAPTURE, Captures, FrameCapture, SubEnvironmentError
+from robometer_gym.capture import CAPTURE, REWARD, Captures, FrameCapture, SubEnvironmentError
 from robometer_gym.episode import EpisodeTracker, Event, Step
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
 from robometer_gym.making import check_kind, env_maker
@@ -111,8 +111,8 @@ class VecRobometerReward(VecEnvWrapper):
         self._captures = Captures()
         here = not hasattr(venv, "processes")
         with naming_dead_workers(venv):
-            # At every step in DummyVecEnv, because it keeps rewards in single precision.
-            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), every_step=here)
+            # DummyVecEnv keeps rewards in single precision.
+            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), rewards=here)
             for env in range(self.num_envs) if here else ():
                 venv.env_method("set_wrapper_attr", "raises_as", env, indices=env)
         for problem in problems:
@@ -206,7 +206,7 @@ class VecRobometerReward(VecEnvWrapper):
         """What has happened in one environment; nothing need be said of a step without a frame."""
         capture = info.pop(CAPTURE, None)
         if capture is None:
-            return Step(env, float(reward), False, False, None)
+            return Step(env, float(info.pop(REWARD, reward)), False, False, None)
         truncated = info["TimeLimit.truncated"]
         return self._captures.event(env, capture, "", done and not truncated, truncated)
 
