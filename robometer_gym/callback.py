@@ -25,6 +25,7 @@ from robometer_gym.evaluation.overlay import write_overlay
 from robometer_gym.evaluation.plots import Run
 from robometer_gym.evaluation.scoring import Scores
 from robometer_gym.reward_model import Clip, Prediction
+from robometer_gym.settings import check_count
 
 __all__ = ["RobometerCallback"]
 
@@ -52,13 +53,14 @@ class RobometerCallback(BaseCallback):
 
     Args:
         clips_dir: where videos of false successes go; None keeps none.
-        max_clips: how many are kept at most: the first ones.
+        max_clips: how many are kept at most, >= 1: the first ones.
         verbose: as in every callback of SB3.
 
     Raises:
         DependencyNotInstalled: videos are wanted and PyAV is missing.
         NotADirectoryError: `clips_dir` is a file.
-        ValueError: at the start of the training, an environment that no VecRobometerReward pays.
+        ValueError: `max_clips` below 1; at the start of the training, an environment that no
+            VecRobometerReward pays.
 
     Example:
         >>> from robometer_gym.sb3 import make_robometer_vec_env
@@ -86,7 +88,7 @@ class RobometerCallback(BaseCallback):
         self.clips: list[Path] = []
         """The videos of false successes that were written."""
         self._clips_dir = None if clips_dir is None else Path(clips_dir)
-        self._max_clips = max_clips
+        self._max_clips = check_count("max_clips", max_clips)
         self._tracker: EpisodeTracker | None = None
         self._began, self._in_model = time.perf_counter(), 0.0
 

@@ -22,10 +22,13 @@ from robometer_gym.reward_model import Frame
 from robometer_gym.settings import RewardSettings
 from robometer_gym.transport import Inbox, Note, Outbox, Parcel
 
-__all__ = ["CAPTURE", "Capture", "Captures", "FrameCapture", "SubEnvironmentError"]
+__all__ = ["CAPTURE", "REWARD", "Capture", "Captures", "FrameCapture", "SubEnvironmentError"]
 
 CAPTURE = "robometer/capture"
 """The key of a `Capture` in a sub-environment's infos. The outer wrapper takes it out."""
+
+REWARD = "robometer/reward"
+"""Likewise of the environment's own reward, a float in full precision, where no frame is due."""
 
 
 class SubEnvironmentError(RuntimeError):
@@ -33,10 +36,10 @@ class SubEnvironmentError(RuntimeError):
 
 
 class Capture(NamedTuple):
-    """What one sub-environment says of one step or reset.
+    """What one sub-environment says of a reset, or of a step at which a frame is due.
 
     `step` is counted from the reset, which is 0; `reward` is the environment's own; `frames` is
-    None where no prediction is due; `reports_success` is whether the environment ever told success
+    None where there is an error; `reports_success` is whether the environment ever told success
     in its info; `error` is the traceback of what went wrong instead.
     """
 
@@ -55,9 +58,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Takes the frames of one sub-environment for a reward wrapper around all of them.
 
     The first wrapper around each sub-environment (and outside its `TimeLimit`, which `gym.make`
-    applies). It renders only at steps whose frame is kept. An exception of the environment becomes
-    a message as well, so that no worker dies of it: the outer wrapper raises it, with the number
-    of the environment. Until an outer wrapper has said what to capture it does nothing.
+    applies). It renders only at steps whose frame is kept. In a worker process an exception of the
+    environment becomes a message, so that no worker dies of it: the outer wrapper raises it, with
+    the number of the environment. Until an outer wrapper has said what to capture it does nothing.
 
     Args:
         env: the sub-environment.
@@ -75,23 +78,27 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     model_saw_success = False
     """Set by the outer wrapper where the environment goes on: the next step is a reset."""
 
+    raises_as: int | None = None
+    """Set by an outer wrapper in this process, to which an error may go as it is, and at once."""
+
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
         self._settings: RewardSettings | None = None
         self._cameras: Cameras | None = None
-        self._every_step = False
+        self._tells_rewards = False
         self._outbox = Outbox()
         self._reports_success = False
         self._steps = 0
+        self._told_at_reset: dict[str, Any] = {}
 
-    def begin_capture(self, settings: bytes, every_step: bool = False) -> str | None:
+    def begin_capture(self, settings: bytes, rewards: bool = False) -> str | None:
         """Capture from now on.
 
         Args:
             settings: `RewardSettings`, pickled by cloudpickle: a camera may be a lambda.
-            every_step: say something of steps without a frame, too: the reward in full precision,
-                where a vector environment keeps less of it. It takes time.
+            rewards: say the reward of steps without a frame, too, because the vector environment
+                keeps less of it. It takes time.
 
         Returns:
             None, or why it cannot be done.
@@ -101,7 +108,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self._cameras = Cameras(chosen.camera, chosen.frame_size, self.env)
         except ValueError as error:
             return str(error)
-        self._settings, self._every_step = chosen, every_step
+        self._settings, self._tells_rewards = chosen, rewards
         # Anew, too: whoever captured before has taken the outbox's memory.
         self._outbox, self._reports_success = Outbox(), False
         return None
@@ -120,9 +127,11 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             if "robometer/progress" in info:
                 raise ValueError("The environment is in a RobometerRewardWrapper already.")
             capture = Capture(frames=self._look(observation))
-        except Exception:
-            observation, info, capture = self.observation_space.sample(), {}, _failed()
-        return observation, {**info, CAPTURE: capture}
+        except Exception as error:
+            capture = self._failed(error)
+            observation, info = self.observation_space.sample(), {}
+        self._told_at_reset = {**info, CAPTURE: capture}
+        return observation, self._told_at_reset
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Make a step, and take a frame if one is due."""
@@ -132,28 +141,41 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         if self._settings is None:
             return self.env.step(action)
         self._steps += 1
+        self._told_at_reset.pop(CAPTURE, None)  # SubprocVecEnv would send it again with each step
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             due = self._settings.due(self._steps, bool(terminated or truncated))
-            frames = self._look(observation) if due else None
             reward = float(reward)
             if "is_success" in info or "success" in info:
                 self._reports_success = True
-        except Exception:
-            nobody_sees = self.observation_space.sample()
-            return nobody_sees, 0.0, False, False, {CAPTURE: _failed()}
-        if due or self._every_step:
-            capture = Capture(self._steps, reward, self._reports_success, frames)
-            info = {**info, CAPTURE: capture}
+            if due:
+                frames = self._look(observation)
+                capture = Capture(self._steps, reward, self._reports_success, frames)
+                info = {**info, CAPTURE: capture}
+            elif self._tells_rewards:
+                info = {**info, REWARD: reward}
+        except Exception as error:
+            told = {CAPTURE: self._failed(error)}
+            return self.observation_space.sample(), 0.0, False, False, told
         return observation, reward, terminated, truncated, info
 
     def _look(self, observation: Any) -> Parcel:
         assert self._cameras is not None, "set together with the settings"
         return Parcel(self._cameras.read(self.env, observation), self._outbox)
 
+    def _failed(self, error: Exception) -> Capture:
+        """Say what went wrong; in one process before the next environment is touched."""
+        told = traceback.format_exc()
+        if self.raises_as is not None:
+            raise _failure(self.raises_as, told) from error
+        return Capture(error=told)
 
-def _failed() -> Capture:
-    return Capture(error=traceback.format_exc())
+
+def _failure(env: int, told: str) -> SubEnvironmentError:
+    cause = told.strip().splitlines()[-1]
+    return SubEnvironmentError(
+        f"Environment {env} failed: {cause}\n\nIn environment {env}:\n{told}"
+    )
 
 
 class Captures:
@@ -190,10 +212,7 @@ class Captures:
             SubEnvironmentError: the environment failed.
         """
         if capture.error is not None:
-            cause = capture.error.strip().splitlines()[-1]
-            raise SubEnvironmentError(
-                f"Environment {env} failed: {cause}\n\nIn environment {env}:\n{capture.error}"
-            )
+            raise _failure(env, capture.error)
         frames = None if capture.frames is None else self._inbox.open(capture.frames)
         if capture.step == 0:
             assert frames is not None, "a reset is always captured"

@@ -198,6 +198,10 @@ class EpisodeTracker:
         """Return whether an episode of `env` has begun and not ended."""
         return self._episodes[env].running
 
+    def idle(self) -> list[int]:
+        """Return the environments of which no episode is running."""
+        return [env for env, episode in enumerate(self._episodes) if not episode.running]
+
     def task(self, env: int) -> str:
         """Return the instruction of the current episode of `env`."""
         return self._episodes[env].task

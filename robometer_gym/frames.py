@@ -82,10 +82,6 @@ class FrameHistory:
         self._max_frames = max_frames
         self._sampling = sampling if max_frames > 1 else "tail"  # a first and a newest need two
         self._capacity = max_frames * (_SPARE if sampling == "linspace" else 1)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything: a new episode begins."""
         self._frames: list[Frame] = []
         self._steps: list[int] = []
         self._numbers: list[int] = []  # how many frames came before each held one
@@ -130,7 +126,7 @@ class FrameHistory:
         The newest frame is always the last. No frame is copied.
 
         Raises:
-            ValueError: nothing was appended since `clear`.
+            ValueError: nothing was appended yet.
         """
         if not self._frames:
             raise ValueError("The history is empty: append the episode's first frame.")

@@ -72,7 +72,7 @@ def check_task(task: object) -> str:
 
 
 def check_tasks(task: object, num_envs: int) -> list[str]:
-    """Return one instruction per environment: `task` for all, or a sequence of them as it is.
+    """Return one instruction per environment: `task` for all, or those of a sequence or array.
 
     Raises:
         TypeError: no string, and no sequence of strings.
@@ -80,8 +80,15 @@ def check_tasks(task: object, num_envs: int) -> list[str]:
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"the number of environments must be an integer >= 1, got {num_envs!r}.")
-    if isinstance(task, str) or not isinstance(task, Sequence):
+    if isinstance(task, np.ndarray):
+        task = task.tolist()
+    if isinstance(task, str):
         return [check_task(task)] * num_envs
+    if not isinstance(task, Sequence):
+        raise TypeError(
+            "task must be a string such as 'open the drawer', or a sequence of them, one for each "
+            f"environment; got {task!r}."
+        )
     if len(task) != num_envs:
         raise ValueError(
             f"task must be one instruction, or one for each of the {num_envs} environments; "

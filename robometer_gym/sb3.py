@@ -18,11 +18,12 @@ from gymnasium.error import DependencyNotInstalled, ResetNeeded
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from robometer_gym.capture import CAPTURE, Captures, FrameCapture, SubEnvironmentError
-from robometer_gym.episode import EpisodeTracker, Event
+from robometer_gym.capture import CAPTURE, REWARD, Captures, FrameCapture, SubEnvironmentError
+from robometer_gym.episode import EpisodeTracker, Event, Step
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
+from robometer_gym.making import check_kind, env_maker
 from robometer_gym.reward_model import check_task, check_tasks
-from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
+from robometer_gym.settings import RewardOptions, documented_by_settings, read_settings
 from robometer_gym.workers import close_workers, naming_dead_workers
 
 try:
@@ -72,7 +73,7 @@ class VecRobometerReward(VecEnvWrapper):
     Raises:
         ValueError: environments without `FrameCapture`, a wrapper between them and this, a setting
             out of range, a camera that the env does not have, an empty task.
-        TypeError: a setting of the wrong kind.
+        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
         ResetNeeded: `step` before `reset`, or after an error.
         SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
             worker died. All episodes are over then.
@@ -99,17 +100,21 @@ class VecRobometerReward(VecEnvWrapper):
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
         **settings: Unpack[RewardOptions],
     ) -> None:
+        check_kind(venv, "VecEnv of Stable-Baselines3")
         _check_bare(venv)
         super().__init__(venv)
-        chosen = RewardSettings(**settings)
+        chosen = read_settings(VecRobometerReward, settings)
         self._tasks = check_tasks(task, self.num_envs)
         self._next_tasks = self._tasks
         self.tracker = EpisodeTracker(chosen, reward_model, self.num_envs)
         """What follows the episodes; its `watchers` are told what the model sees and says."""
         self._captures = Captures()
+        here = not hasattr(venv, "processes")
         with naming_dead_workers(venv):
-            # At every step, because DummyVecEnv keeps rewards in single precision.
-            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), every_step=True)
+            # DummyVecEnv keeps rewards in single precision.
+            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), rewards=here)
+            for env in range(self.num_envs) if here else ():
+                venv.env_method("set_wrapper_attr", "raises_as", env, indices=env)
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
@@ -150,11 +155,10 @@ class VecRobometerReward(VecEnvWrapper):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Tell the environments to make a step."""
-        for env in range(self.num_envs):
-            if not self.tracker.running(env):
-                raise ResetNeeded(
-                    f"No episode is running in environment {env}: call reset() first."
-                )
+        if idle := self.tracker.idle():
+            raise ResetNeeded(
+                f"No episode is running in environment {idle[0]}: call reset() first."
+            )
         with naming_dead_workers(self.venv):
             self.venv.step_async(actions)
 
@@ -172,10 +176,15 @@ class VecRobometerReward(VecEnvWrapper):
 
     def _step(self) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], Infos]:
         with naming_dead_workers(self.venv):
-            observations, _, dones, told = self.venv.step_wait()
-        infos = list(told)
-        steps = [self._event(env, info, bool(dones[env])) for env, info in enumerate(infos)]
-        reset = [env for env, done in enumerate(dones) if done]
+            observations, told_rewards, dones, told = self.venv.step_wait()
+        infos, ended = list(told), dones.tolist()
+        steps = [
+            self._event(env, info, reward, done)
+            for env, (info, reward, done) in enumerate(
+                zip(infos, told_rewards.tolist(), ended, strict=True)
+            )
+        ]
+        reset = [env for env, over in enumerate(ended) if over]
         starts = self._starts(reset, [self.venv.reset_infos[env] for env in reset], self._tasks)
         outcomes = self.tracker.advance([*steps, *starts])
         saw_success = []  # where the environment itself would go on
@@ -183,7 +192,7 @@ class VecRobometerReward(VecEnvWrapper):
             infos[env].update(outcome.info)
             if outcome.terminated:
                 infos[env]["TimeLimit.truncated"] = False  # also if success came with the limit
-                if not dones[env]:
+                if not ended[env]:
                     saw_success.append(env)
         for env, outcome in zip(reset, outcomes[self.num_envs :], strict=True):
             self.reset_infos[env].update(outcome.info)
@@ -193,9 +202,12 @@ class VecRobometerReward(VecEnvWrapper):
         rewards = np.array([outcome.reward for outcome in outcomes[: self.num_envs]])
         return observations, rewards, dones, infos
 
-    def _event(self, env: int, info: dict[str, Any], done: bool) -> Event:
+    def _event(self, env: int, info: dict[str, Any], reward: float, done: bool) -> Event:
+        """What has happened in one environment; nothing need be said of a step without a frame."""
+        capture = info.pop(CAPTURE, None)
+        if capture is None:
+            return Step(env, float(info.pop(REWARD, reward)), False, False, None)
         truncated = info["TimeLimit.truncated"]
-        capture = info.pop(CAPTURE)
         return self._captures.event(env, capture, "", done and not truncated, truncated)
 
     def _starts(
@@ -262,6 +274,7 @@ def _exchange(observations: Any, env: int, new: Any) -> Any:
     return old
 
 
+@documented_by_settings
 def make_robometer_vec_env(
     env_id: str | Callable[..., gym.Env[Any, Any]],
     task: str | Sequence[str],
@@ -299,6 +312,7 @@ def make_robometer_vec_env(
 
     Raises:
         ValueError: see `VecRobometerReward`.
+        TypeError: an environment that is made already; a setting that is none.
         SubEnvironmentError: a worker process could not make its environment.
 
     Example:
@@ -312,10 +326,8 @@ def make_robometer_vec_env(
         0.5
     """
     check_tasks(task, n_envs)
-    if callable(env_id):
-        make: Callable[[], gym.Env[Any, Any]] = partial(env_id, **(env_kwargs or {}))
-    else:
-        make = partial(gym.make, env_id, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+    read_settings(make_robometer_vec_env, settings)  # before an environment is made
+    make = env_maker(env_id, env_kwargs)
 
     def captured(rank: int) -> gym.Env[Any, Any]:
         env = make()

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
@@ -18,7 +19,15 @@ from robometer_gym.frames import FrameHistory, Sampling
 from robometer_gym.shaping import Mode, Signal
 from robometer_gym.success import SuccessDetector
 
-__all__ = ["Camera", "OnError", "RewardOptions", "RewardSettings", "documented_by_settings"]
+__all__ = [
+    "Camera",
+    "OnError",
+    "RewardOptions",
+    "RewardSettings",
+    "check_count",
+    "documented_by_settings",
+    "read_settings",
+]
 
 Camera = str | Callable[[Any, Any], Any]
 """One source of frames: "render", an observation key, or a function of (env, observation)."""
@@ -149,10 +158,8 @@ class RewardSettings:
         return SuccessDetector(self.success_threshold, self.success_votes, self.success_window)
 
     def _check_count(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
-        object.__setattr__(self, name, int(value))  # a NumPy number does not go into JSON
+        # As an int: a NumPy number does not go into JSON.
+        object.__setattr__(self, name, check_count(name, getattr(self, name)))
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)
@@ -173,12 +180,45 @@ class RewardSettings:
             )
 
 
-_Class = TypeVar("_Class", bound=type)
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Return `value` if it is a whole number that is large enough.
+
+    Raises:
+        ValueError: it is not; `name` says what it was meant for.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
+    return int(value)
 
 
-def documented_by_settings(cls: _Class) -> _Class:
-    """Show the settings and their defaults where `cls` has `**settings`: in help() and editors."""
-    signature = inspect.signature(cls)
+def read_settings(called: Callable[..., Any], settings: RewardOptions) -> RewardSettings:
+    """Return the settings that somebody gave to what they called.
+
+    Args:
+        called: a class or function with `**settings`, which an error names.
+        settings: what came in there.
+
+    Raises:
+        TypeError: `called` has no such argument.
+        Exception: see `RewardSettings`.
+    """
+    for name in settings:
+        if name not in RewardOptions.__annotations__:
+            known = list(inspect.signature(called).parameters)
+            close = get_close_matches(name, known, n=1)
+            cure = f"Did you mean {close[0]}?" if close else f"It takes {', '.join(known)}."
+            raise TypeError(
+                f"{called.__name__}() got an unexpected keyword argument {name!r}. {cure}"
+            )
+    return RewardSettings(**settings)
+
+
+_Called = TypeVar("_Called", bound=Callable[..., Any])
+
+
+def documented_by_settings(called: _Called) -> _Called:
+    """Show the settings and their defaults in place of `**settings`: in help() and editors."""
+    signature = inspect.signature(called)
     listed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     settings = [
         inspect.Parameter(
@@ -186,7 +226,7 @@ def documented_by_settings(cls: _Class) -> _Class:
         )
         for f in fields(RewardSettings)
     ]
-    cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
+    called.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*listed, *settings]
     )
-    return cls
+    return called

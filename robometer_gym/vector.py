@@ -27,16 +27,21 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from robometer_gym.capture import CAPTURE, Capture, Captures, FrameCapture
+from robometer_gym.capture import Capture, Captures, FrameCapture
 from robometer_gym.episode import EpisodeTracker, Event, Step
+from robometer_gym.infos import Infos, take_captures, take_one, tell
 from robometer_gym.loading import DEFAULT_REWARD_MODEL, RewardModelLike
+from robometer_gym.making import check_kind, env_maker
 from robometer_gym.reward_model import check_task, check_tasks
-from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
+from robometer_gym.settings import (
+    RewardOptions,
+    RewardSettings,
+    documented_by_settings,
+    read_settings,
+)
 from robometer_gym.workers import close_workers, naming_dead_workers
 
 __all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
-
-Infos = dict[str, Any]
 
 if TYPE_CHECKING:
     _VectorWrapper = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
@@ -74,7 +79,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
     Raises:
         ValueError: sub-environments without `FrameCapture`, one that is wrapped already, a setting
             out of range, a camera that the env does not have, an empty task.
-        TypeError: a setting of the wrong kind.
+        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
         ResetNeeded: `step` before `reset`, or after an error, or where an episode has ended and
             nobody resets it.
         SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
@@ -102,8 +107,9 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
         **settings: Unpack[RewardOptions],
     ) -> None:
+        check_kind(env, "gymnasium.vector.VectorEnv")
         _check_unwrapped(env)
-        chosen = RewardSettings(**settings)
+        chosen = read_settings(RobometerVectorRewardWrapper, settings)
         self._tasks = check_tasks(task, env.num_envs)
         self.tracker = EpisodeTracker(chosen, reward_model, env.num_envs)
         """What follows the episodes; its `watchers` are told what the model sees and says."""
@@ -130,6 +136,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
                     "lost: gym.make_vec(..., wrappers=[FrameCapture]), or make_robometer_vec."
                 )
             problems = self._core.call("begin_capture", cloudpickle.dumps(settings))
+            if not hasattr(self._core, "processes"):
+                self._core.set_attr("raises_as", list(range(self.num_envs)))
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
@@ -150,11 +158,13 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         Args:
             seed: goes to the environments.
             options: goes to the environments; "task" is the instruction of the episodes that begin
-                now, and "reset_mask", (N,) bool, says which do.
+                now, and "reset_mask", (N,) bool, says which do; a wrong one changes nothing.
         """
         options = {} if options is None else dict(options)  # Gymnasium takes the mask out of it
         task = options.get("task")
         tasks = self._tasks if task is None else [check_task(task)] * self.num_envs
+        if "reset_mask" in options:
+            _check_mask(options["reset_mask"], self.num_envs)
         try:
             return self._reset(tasks, seed, options)
         except BaseException:
@@ -174,8 +184,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
 
     def _check_running(self) -> None:
         """Refuse to step an environment that waits for its reset, before anything has moved."""
-        for env in range(self.num_envs):
-            if not (self.tracker.running(env) or self._begins_next[env]):
+        for env in self.tracker.idle():
+            if not self._begins_next[env]:
                 raise ResetNeeded(
                     f"No episode is running in environment {env}: call reset() first. (An episode "
                     "also ends when success is detected, and all of them at an error; with "
@@ -196,10 +206,12 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
                 options=options or None,
             )
         starts = [
-            self._captures.event(env, said, tasks[env]) for env, said in _captures(infos).items()
+            self._captures.event(env, said, tasks[env])
+            for env, said in take_captures(infos).items()
         ]
         outcomes = self.tracker.advance(starts)
-        self._tell(infos, [(s.env, o.info) for s, o in zip(starts, outcomes, strict=True)])
+        told = [(start.env, o.info) for start, o in zip(starts, outcomes, strict=True)]
+        tell(infos, told, self.num_envs)
         return observations, infos
 
     def _step(
@@ -211,10 +223,10 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         # Under SAME_STEP what was said of the last step of an episode stands apart.
         events = [
             self._captures.event(env, said, "", *ended[env])
-            for env, said in _captures(infos.get("final_info", {})).items()
+            for env, said in take_captures(infos.get("final_info", {})).items()
         ]
         last = len(events)
-        events += self._now(_captures(infos), rewards.tolist(), ended)
+        events += self._now(take_captures(infos), rewards.tolist(), ended)
         outcomes = self.tracker.advance(events)
         saw_success = []  # where the sub-environment itself would go on
         for event, outcome in zip(events, outcomes, strict=True):
@@ -228,8 +240,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             self._begins_next = (terminations | truncations).tolist()
         told = [(event.env, o.info) for event, o in zip(events, outcomes, strict=True)]
         if last:
-            self._tell(infos["final_info"], told[:last])
-        self._tell(infos, told[last:])
+            tell(infos["final_info"], told[:last], self.num_envs)
+        tell(infos, told[last:], self.num_envs)
         if saw_success:
             observations, infos = self._end_episodes(saw_success, observations, infos)
         return observations, rewards, terminations, truncations, infos
@@ -261,30 +273,12 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             return observations, infos
         each = list(iterate(self.observation_space, observations))
         for env in envs:
-            final = {"final_obs": deepcopy(each[env]), "final_info": _take(infos, env)}
+            final = {"final_obs": deepcopy(each[env]), "final_info": take_one(infos, env)}
             infos = self._add_info(infos, final, env)
         observations, begun = self._reset(self._tasks, None, {"reset_mask": mask})
         for env in envs:
-            infos = self._add_info(infos, _take(begun, env), env)
+            infos = self._add_info(infos, take_one(begun, env), env)
         return observations, infos
-
-    def _tell(self, infos: Infos, told: Sequence[tuple[int, Infos]]) -> None:
-        """Add what is to be told of some environments, as `_add_info` would, but all at once."""
-        alike: dict[tuple[str, ...], list[tuple[int, Infos]]] = {}
-        for env, info in told:
-            alike.setdefault(tuple(info), []).append((env, info))
-        for keys, group in alike.items():
-            envs = [env for env, _ in group]
-            for key in keys:
-                values = np.array([info[key] for _, info in group])
-                if len(envs) == self.num_envs:
-                    infos[key], infos[f"_{key}"] = values, np.ones(self.num_envs, np.bool_)
-                    continue
-                if key not in infos:
-                    infos[key] = np.zeros(self.num_envs, values.dtype)
-                    infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
-                infos[key][envs] = values
-                infos[f"_{key}"][envs] = True
 
     def close(self, **kwargs: Any) -> None:
         """End all episodes and close the environments; no worker stays behind."""
@@ -300,33 +294,17 @@ def _check_unwrapped(env: Any) -> None:
         env = env.env
 
 
-def _captures(infos: Infos) -> dict[int, Capture]:
-    """Take what the inner wrappers said out of the infos, by the number of each environment."""
-    if CAPTURE not in infos:
-        return {}
-    said, mask = infos.pop(CAPTURE), infos.pop(f"_{CAPTURE}")
-    return {env: said[env] for env in np.flatnonzero(mask).tolist()}
+def _check_mask(mask: Any, num_envs: int) -> None:
+    """Refuse what Gymnasium would refuse, too, but while the running episodes can still go on."""
+    bools = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
+    if not (bools and mask.shape == (num_envs,) and mask.any()):
+        raise (ValueError if bools else TypeError)(
+            f"options['reset_mask'] must be a NumPy array of {num_envs} bools, at least one "
+            f"of them True, such as np.array([...], bool); got {mask!r}."
+        )
 
 
-def _take(infos: Infos, env: int) -> Infos:
-    """Take the infos of one environment out of those of all."""
-    taken: Infos = {}
-    for key, value in list(infos.items()):
-        mask = infos.get(f"_{key}")
-        if mask is None or not mask[env]:
-            continue
-        mask[env] = False
-        if isinstance(value, dict):
-            taken[key] = _take(value, env)
-        else:
-            one = value[env]
-            taken[key] = bool(one) if value.dtype == np.bool_ and value.ndim == 1 else deepcopy(one)
-            value[env] = None if value.dtype == object else 0
-        if not mask.any():  # or its dtype and shape would be forced on what the reset says
-            del infos[key], infos[f"_{key}"]
-    return taken
-
-
+@documented_by_settings
 def make_robometer_vec(
     env: str | gym.envs.registration.EnvSpec | Callable[..., gym.Env[Any, Any]],
     task: str | Sequence[str],
@@ -358,6 +336,7 @@ def make_robometer_vec(
 
     Raises:
         ValueError: an unknown mode; see `RobometerVectorRewardWrapper` for the rest.
+        TypeError: an environment that is made already; a setting that is none.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -372,10 +351,8 @@ def make_robometer_vec(
             f"vectorization_mode must be 'sync' or 'async', got {vectorization_mode!r}."
         )
     check_tasks(task, num_envs)
-    if callable(env):
-        make: Callable[[], gym.Env[Any, Any]] = partial(env, **(env_kwargs or {}))
-    else:
-        make = partial(gym.make, env, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+    read_settings(make_robometer_vec, settings)  # before an environment is made
+    make = env_maker(env, env_kwargs)
 
     def captured() -> gym.Env[Any, Any]:
         single = make()

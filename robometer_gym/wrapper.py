@@ -21,8 +21,9 @@ from robometer_gym.loading import (
     RewardModelLike,
     check_reward_model_like,
 )
+from robometer_gym.making import check_kind
 from robometer_gym.reward_model import Frame, check_task
-from robometer_gym.settings import RewardOptions, RewardSettings, documented_by_settings
+from robometer_gym.settings import RewardOptions, documented_by_settings, read_settings
 
 __all__ = ["RobometerRewardWrapper"]
 
@@ -81,7 +82,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         ValueError: an environment that is wrapped already, a setting out of range, a camera that
             the env does not have, an empty task; at reset and step, a frame that is black or not
             (H, W, 3) uint8.
-        TypeError: a setting of the wrong kind.
+        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
         ResetNeeded: `step` before `reset`, or after the episode has ended; a frame that was
             refused ends it, a model that failed does not.
         CheckpointError: at the first reset, a model that cannot be loaded.
@@ -109,8 +110,9 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
         **settings: Unpack[RewardOptions],
     ) -> None:
+        check_kind(env, "gymnasium.Env")
         _check_unwrapped(env)
-        chosen = RewardSettings(**settings)
+        chosen = read_settings(RobometerRewardWrapper, settings)
         reward_model = check_reward_model_like(reward_model)
         self._task = check_task(task)
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True)

@@ -136,6 +136,13 @@ def test_only_so_many_clips_are_kept(tmp_path):
     assert len(callback.clips) == len(list((tmp_path / "clips").iterdir())) == 1
 
 
+@pytest.mark.parametrize("number", [-1, 0, 2.5, None])
+def test_a_number_of_clips_that_is_none_is_refused(number, tmp_path):
+    """No clip would be kept, and the user look for them after a night."""
+    with pytest.raises(ValueError, match=f"max_clips must be an integer >= 1, got {number}"):
+        RobometerCallback(tmp_path, max_clips=number)
+
+
 def test_success_in_mid_episode_counts_as_true(tmp_path):
     """An agent that passes through the goal would be called a false success."""
 

@@ -10,17 +10,17 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from robometer_gym import FrameCapture
-from robometer_gym.capture import CAPTURE, Capture, Captures, SubEnvironmentError
+from robometer_gym.capture import CAPTURE, REWARD, Capture, Captures, SubEnvironmentError
 from robometer_gym.episode import Start, Step
 from robometer_gym.settings import RewardSettings
 from robometer_gym.testing import CountingEnv
 from tests.environments import Trouble
 
 
-def capturing(env: Any, every_step: bool = False, **settings: Any) -> FrameCapture:
+def capturing(env: Any, rewards: bool = False, **settings: Any) -> FrameCapture:
     captured = FrameCapture(env)
     pickled = cloudpickle.dumps(RewardSettings(**settings))
-    assert captured.begin_capture(pickled, every_step) is None
+    assert captured.begin_capture(pickled, rewards) is None
     return captured
 
 
@@ -42,16 +42,22 @@ def test_it_takes_the_frames_that_are_due_and_no_other():
     assert env.unwrapped.renders == 4  # type: ignore[attr-defined]
 
 
-def test_every_step_is_told_where_that_is_wanted():
+def test_every_reward_is_told_where_that_is_wanted():
     """DummyVecEnv keeps rewards in single precision: 0.1 would become 0.10000000149."""
-    env = capturing(CountingEnv([3]), every_step=True, predict_every=2)
+    env = capturing(CountingEnv([3]), rewards=True, predict_every=2)
     env.reset()
-    told = [env.step(0)[4][CAPTURE] for _ in range(3)]
-    assert [(c.step, c.reward, c.frames is None) for c in told] == [
-        (1, 1.0, True),
-        (2, 2.0, False),
-        (3, 3.0, False),
-    ]
+    told = [env.step(0)[4] for _ in range(3)]
+    assert [info.get(REWARD) for info in told] == [1.0, None, None]
+    assert [info[CAPTURE].reward for info in told[1:]] == [2.0, 3.0]
+
+
+def test_the_first_frame_is_told_once():
+    """SubprocVecEnv sends what was said at reset again with each step: all would be slower."""
+    env = capturing(CountingEnv([5]), predict_every=2)
+    _, info = env.reset()
+    assert CAPTURE in info
+    env.step(0)
+    assert CAPTURE not in info
 
 
 def test_it_remembers_that_the_environment_tells_success():

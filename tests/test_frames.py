@@ -207,25 +207,10 @@ def test_the_bookkeeping_does_not_grow_with_the_episode(sampling, max_frames):
     assert long < short + 1_000
 
 
-@pytest.mark.parametrize("sampling", RULES)
-def test_a_cleared_history_is_as_new(sampling):
-    """Frames of one episode would be shown as part of the next."""
-    history = filled(100, 4, sampling)
-    history.clear()
-    assert len(history) == 0
-    for step in range(6):
-        history.append(frame(step), step)
-    assert history.window()[1] == shown(6, 4, sampling)
-
-
 def test_an_empty_history_has_no_window():
     """A prediction before the first frame would be made of nothing."""
     history = FrameHistory()
     with pytest.raises(ValueError, match="history is empty: append the episode's first frame"):
-        history.window()
-    history.append(frame(0), 0)
-    history.clear()
-    with pytest.raises(ValueError, match="history is empty"):
         history.window()
 
 

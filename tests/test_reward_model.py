@@ -16,6 +16,7 @@ from robometer_gym.reward_model import (
     check_prediction,
     check_predictions,
     check_task,
+    check_tasks,
 )
 from robometer_gym.testing import ScriptedRewardModel
 
@@ -220,3 +221,26 @@ def test_a_model_that_wants_to_know_of_ended_streams_is_recognised():
 
     assert isinstance(ScriptedRewardModel(), ReleasesStreams)
     assert not isinstance(Forgetful(), ReleasesStreams)
+
+
+@pytest.mark.parametrize("several", [["lift it", "fold it"], ("lift it", "fold it")])
+def test_tasks_may_be_in_any_sequence_or_array(several):
+    """Tasks from a data frame or an array would be taken for one that is no string."""
+    assert check_tasks(several, 2) == check_tasks(np.array(several), 2) == ["lift it", "fold it"]
+    assert check_tasks(np.array(several, object), 2) == ["lift it", "fold it"]
+    assert check_tasks(np.array("lift it"), 2) == check_tasks("lift it", 2) == ["lift it"] * 2
+
+
+@pytest.mark.parametrize(
+    ("tasks", "error", "message"),
+    [
+        (np.array(["lift it"]), ValueError, "one for each of the 2 environments; got 1"),
+        (np.array([["lift it", "fold it"]] * 2), TypeError, r"task must be a string .*\['lift it'"),
+        (np.array([1, 2]), TypeError, "task must be a string .* got 1"),
+        ({"lift it": 1}, TypeError, "task must be a string .*, or a sequence of them"),
+    ],
+)
+def test_tasks_that_are_none_are_refused(tasks, error, message):
+    """The user would look for the mistake in the environments."""
+    with pytest.raises(error, match=message):
+        check_tasks(tasks, 2)

@@ -222,6 +222,36 @@ def test_several_environments_give_the_rows_of_each(kind):
     env.close()
 
 
+def in_processes(kind: str, n: int, **settings: Any) -> Any:
+    """A few DoneAt, each in a process of its own."""
+    if kind == "async":
+        from robometer_gym.vector import make_robometer_vec
+
+        more: Any = {"vectorization_mode": "async", "vector_kwargs": {"context": "forkserver"}}
+        return make_robometer_vec(DoneAt, TASK, n, sees(), **more, **settings)
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    return sb3(DoneAt, sees(), n, vec_env_cls=vec_env.SubprocVecEnv, **settings)
+
+
+@pytest.mark.usefixtures("no_hanging")
+@pytest.mark.parametrize("kind", ["async", "subproc"])
+def test_environments_in_processes_give_the_rows_of_each(kind):
+    """As above, where frames and infos come from other processes."""
+    alone = evaluate(scalar(DoneAt(), sees(), **ONE_VOTE), "random", episodes=4)
+    env = in_processes(kind, 2, **ONE_VOTE)
+    report = evaluate(env, "random", episodes=8, seed=5)
+    env.close()
+    told, one = rows(report), rows(alone)
+    assert [row.pop("env") for row in told] == [0] * 4 + [1] * 4
+    for row in told + one:
+        row["scores"].pop("fps")  # SubprocVecEnv does not say how fast its environments are
+    assert told == [{k: v for k, v in row.items() if k != "env"} for row in one * 2]
+    assert [e.seed for e in report.episodes] == [5, None, None, None, 6, None, None, None]
+    for seen, expected in zip(report.episodes, [*alone.episodes] * 2, strict=True):
+        assert len(seen.frames) == len(expected.frames)
+        assert CountingEnv.read(seen.frames[-1]) == CountingEnv.read(expected.frames[-1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_short_episodes_are_not_overrepresented(kind):
     """Of a slow and a fast environment only the fast one's episodes would be counted."""
@@ -554,3 +584,20 @@ def test_the_models_time_is_part_of_the_whole():
     report = evaluate(scalar(CountingEnv(), sees([None])), "random", episodes=3)
     assert 0 < report.model_seconds < report.seconds
     assert report.steps_per_second_without_model > report.steps_per_second > 0
+
+
+def test_an_episode_without_an_end_is_told(caplog):
+    """The evaluation would run for ever, and nobody know why."""
+    env = scalar(CountingEnv(lengths=[1001]), ScriptedRewardModel(0.5), predict_every=500)
+    evaluate(env, "random", episodes=2)
+    (record,) = caplog.records
+    assert "after 1000 steps" in record.message
+    assert "max_episode_steps" in record.message
+    assert "TimeLimit" in record.message
+
+
+def test_a_long_episode_with_an_end_is_nothing_to_be_told(caplog):
+    """Warnings that mean nothing are not read any more."""
+    env = scalar(CountingEnv(lengths=[1000]), ScriptedRewardModel(0.5), predict_every=500)
+    evaluate(env, "random", episodes=1)
+    assert caplog.records == []

@@ -490,6 +490,20 @@ def test_a_wrong_reset_mask_is_gymnasiums_to_refuse(wrong):
         envs.reset(options={"reset_mask": wrong})
 
 
+@pytest.mark.parametrize("wrong", [[True, False], np.array([1, 0]), np.array([False] * 2), None])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_wrong_reset_mask_leaves_the_episodes_as_they_are(kind, wrong):
+    """A list instead of an array would cost the episodes of all environments."""
+    model = ScriptedRewardModel(progress_by_step)
+    modes = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": DISABLED}}
+    envs = make_robometer_vec(CountingEnv, TASK, 2, model, predict_every=1, **modes)
+    envs.reset()
+    with pytest.raises((ValueError, TypeError), match=r"reset_mask.*array of 2 bools"):
+        envs.reset(options={"reset_mask": wrong})
+    assert step(envs)[1].tolist() == [1 / 16, 1 / 16]
+    envs.close()
+
+
 def test_a_bad_task_at_reset_leaves_the_episodes_as_they_are():
     """A typing error would cost all running episodes."""
     envs = vector(ScriptedRewardModel(progress_by_step), [[3], [3]])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from robometer_gym import (
@@ -169,6 +169,17 @@ def test_a_bad_frame_in_one_of_eight_environments_is_named(kind, what, message, 
     check_goes_on(envs)
 
 
+@every_one_process
+@pytest.mark.parametrize("at", [0, 1], ids=["reset", "step"])
+def test_after_a_failure_no_other_environment_is_touched(kind, at):
+    """Without MUJOCO_GL the first one fails and the second aborts the process: nothing is told."""
+    envs = make(kind, {"what": "none", "step": at}, at=0)
+    with pytest.raises(SubEnvironmentError, match=r"Environment 0 .*render\(\) returned None"):
+        run(envs, 1)
+    assert envs.unwrapped.envs[1].unwrapped.renders == at
+    check_goes_on(envs)
+
+
 @every_processes
 def test_a_bad_frame_in_a_process_is_named(kind):
     """As above, where the environments run in processes."""
@@ -228,6 +239,27 @@ def test_close_after_a_worker_was_killed_ends_the_others(kind):
     envs = make(kind, {})
     envs.reset()
     os.kill(processes(envs)[0].pid, signal.SIGKILL)
+    check_nothing_stays(envs)
+
+
+@every_processes
+def test_after_an_interrupt_no_answer_is_waited_for(kind, monkeypatch):
+    """Ctrl-C would come back at the next reset or at close; or a step answer for that reset."""
+    envs = make(kind, {})
+    envs.reset()
+    workers = processes(envs)
+
+    def interrupted() -> None:
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGINT)  # a terminal sends it to the whole group
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(envs.unwrapped, "step_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step(envs)
+    assert not any(worker.is_alive() for worker in workers)
+    with pytest.raises((SubEnvironmentError, ClosedEnvironmentError)):
+        envs.reset()
     check_nothing_stays(envs)
 
 

@@ -7,6 +7,7 @@ Knows nothing of pictures, and of the kinds of environment only what `stages` sa
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import sys
@@ -27,8 +28,13 @@ from robometer_gym.evaluation.report import EvaluatedEpisode, Report
 from robometer_gym.evaluation.scoring import Scores
 from robometer_gym.evaluation.stages import Moment, Stage, layers, stage_of
 from robometer_gym.reward_model import Clip, Frame, Prediction, RewardModelError, check_prediction
+from robometer_gym.settings import check_count
 
 __all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
+
+_LONG = 1000  # steps of an episode; few environments take more
 
 Act = Callable[[Any, NDArray[np.bool_]], Any]
 """From an observation, and (N,) bool where it is the first of an episode, to an action."""
@@ -42,7 +48,8 @@ def evaluate(
     Of N environments each gives its share of the episodes, as in SB3's `evaluate_policy`: were the
     first to end counted, short episodes would be overrepresented. The frames of the episodes stay
     in memory, at predictions only: at reset, every `predict_every` steps and at the end. A hundred
-    episodes of 20 predictions at 320x240 are half a gigabyte.
+    episodes of 20 predictions at 320x240 are half a gigabyte. A warning tells of an
+    episode that goes on after 1000 steps: one without an end is waited for.
 
     Args:
         env: anything with one of the three reward wrappers in its stack: a `gymnasium.Env`, a
@@ -76,8 +83,8 @@ def evaluate(
         >>> report.totals.false_success_rate
         1.0
     """
-    episodes = _check_count("episodes", episodes, least=1)
-    seed = _check_count("seed", seed, least=0)
+    episodes = check_count("episodes", episodes)
+    seed = check_count("seed", seed, least=0)
     stage = stage_of(env)
     act = _actor(policy, stage, seed)
     stage.tracker.load()  # or it would count as time of the loop
@@ -113,7 +120,7 @@ def _roll_out(
     n = stage.num_envs
     missing = [(episodes + env) // n for env in range(n)]
     done: list[_Tally] = []
-    steps = 0
+    steps, longest = 0, 0
     with tqdm(total=episodes, unit="episode", disable=None if progress_bar else True) as bar:
         observation, first = stage.reset(seed), np.ones(n, bool)
         tallies = [_Tally(stage, env) for env in range(n)]
@@ -133,11 +140,26 @@ def _roll_out(
                         missing[env] -= 1
                         done.append(tally)
                         bar.update()
+                elif longest < tally.steps:
+                    longest = tally.steps
+                    _warn_of_no_end(env, longest)
             if not any(missing):
                 return done, steps
             observation, first = stage.begin(observation)
             for env in np.flatnonzero(first).tolist():
                 tallies[env] = _Tally(stage, env)
+
+
+def _warn_of_no_end(env: int, steps: int) -> None:
+    """Say once why nothing comes: each episode is waited for."""
+    if steps == _LONG:
+        logger.warning(
+            "An episode of environment %d goes on after %d steps, and is waited for. If it has no "
+            "end, give it one: gym.make(..., max_episode_steps=...), or TimeLimit inside the "
+            "reward wrapper.",
+            env,
+            steps,
+        )
 
 
 @dataclass
@@ -279,12 +301,6 @@ def _check_action(action: Any, stage: Stage) -> None:
         raise ValueError(
             f"The policy's action must be of shape {stage.shape}{each}; got {np.shape(action)}."
         )
-
-
-def _check_count(name: str, value: object, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
-    return int(value)
 
 
 def _innermost(env: Any) -> Any:

@@ -1,13 +1,11 @@
 """A scalar, a vector and a Stable-Baselines3 environment, looked at in one way.
 
 Each kind says differently how an episode ends and the next begins; here both are a `Moment` and a
-`begin`. Knows nothing of policies or of what is measured, and imports no Stable-Baselines3: who
-gives a VecEnv has imported it already.
+`begin`. Knows nothing of policies or of what is measured, and imports no Stable-Baselines3.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from robometer_gym.episode import EpisodeTracker
+from robometer_gym.making import kind_of
 
 __all__ = ["Moment", "Stage", "layers", "stage_of"]
 
@@ -71,13 +70,13 @@ def stage_of(env: Any) -> Stage:
         TypeError: it is no environment of the three kinds.
         ValueError: no reward wrapper is in its stack.
     """
-    if isinstance(env, gym.Env):
+    kind = kind_of(env)
+    if kind == "gymnasium.Env":
         return _Scalar(env, _find_tracker(env, "RobometerRewardWrapper(env, task=...)"))
-    if isinstance(env, VectorEnv):
+    if kind == "gymnasium.vector.VectorEnv":
         made = "robometer_gym.vector.make_robometer_vec(env, task=...)"
         return _Vector(env, _find_tracker(env, made))
-    vec_env = sys.modules.get("stable_baselines3.common.vec_env")
-    if vec_env is not None and isinstance(env, vec_env.VecEnv):
+    if kind == "VecEnv of Stable-Baselines3":
         made = "robometer_gym.sb3.make_robometer_vec_env(env, task=...)"
         return _SB3(env, _find_tracker(env, made))
     raise TypeError(

@@ -1,0 +1,78 @@
+"""What is given as environments: something that makes one, or one of the kind that a wrapper takes.
+
+Every error says what to give instead. Knows nothing of rewards, and imports no Stable-Baselines3:
+who gives a VecEnv has imported it already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+__all__ = ["Kind", "check_kind", "env_maker", "kind_of"]
+
+Kind = Literal["gymnasium.Env", "gymnasium.vector.VectorEnv", "VecEnv of Stable-Baselines3"]
+
+_WRAPPERS: dict[Kind, str] = {
+    "gymnasium.Env": "RobometerRewardWrapper",
+    "gymnasium.vector.VectorEnv": "RobometerVectorRewardWrapper",
+    "VecEnv of Stable-Baselines3": "robometer_gym.sb3.VecRobometerReward",
+}
+
+
+def kind_of(env: object) -> Kind | None:
+    """Return which kind of environment this is; None where it is none."""
+    if isinstance(env, gym.Env):
+        return "gymnasium.Env"
+    if isinstance(env, VectorEnv):
+        return "gymnasium.vector.VectorEnv"
+    vec_env = sys.modules.get("stable_baselines3.common.vec_env")
+    if vec_env is not None and isinstance(env, vec_env.VecEnv):
+        return "VecEnv of Stable-Baselines3"
+    return None
+
+
+def check_kind(env: object, wanted: Kind) -> None:
+    """Refuse what another wrapper takes, or none.
+
+    Raises:
+        TypeError: it is not the `wanted` kind.
+    """
+    kind = kind_of(env)
+    if kind != wanted:
+        cure = f", a {kind}: use {_WRAPPERS[kind]}" if kind else ""
+        raise TypeError(f"{_WRAPPERS[wanted]} takes a {wanted}, got {type(env).__name__}{cure}.")
+
+
+def env_maker(
+    env: str | EnvSpec | Callable[..., gym.Env[Any, Any]], env_kwargs: dict[str, Any] | None
+) -> Callable[[], gym.Env[Any, Any]]:
+    """Return a function that makes one environment.
+
+    Args:
+        env: an id, a spec, or a function or class that makes an environment.
+        env_kwargs: for `gym.make`, or for the function. An id is made with
+            render_mode="rgb_array" unless they say otherwise.
+
+    Raises:
+        TypeError: nothing of the kind, such as an environment that is made already.
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv
+        >>> env_maker(CountingEnv, {"lengths": [4]})().lengths
+        (4,)
+    """
+    if isinstance(env, str | EnvSpec):
+        return partial(gym.make, env, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+    if kind_of(env) or not callable(env):
+        raise TypeError(
+            "Each environment is made anew: give an id, a spec, or a function or class that makes "
+            f"one (lambda: ...), not an environment; got {env!r}."
+        )
+    return partial(env, **(env_kwargs or {}))
