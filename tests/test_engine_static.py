@@ -23,6 +23,7 @@ from robometer_gym.engine.attention import FlashAttention, PaddedAttention, RowA
 from robometer_gym.engine.graphs import Graphs
 from robometer_gym.engine.layout import upload
 from robometer_gym.engine.text import gated, turned
+from robometer_gym.model.vision import rotated
 from tests.test_engine import (
     MODELS,
     SCHEDULES,
@@ -258,7 +259,7 @@ def wordless(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("compile_", "said"),
     [
-        (lambda function, **_: function, "elementwise parts of the language model"),
+        (lambda function, **_: function, "elementwise parts"),
         (broken, "nothing: OSError: no compiler: gcc"),
         (lambda function, **_: broken, "nothing: OSError: no compiler: gcc"),
         (lambda function, **_: wordless, "nothing: AssertionError: AssertionError"),
@@ -273,7 +274,7 @@ def test_compiled_parts_are_tried_before_they_are_used(monkeypatch, compile_, sa
     fuse, why = cuda.fused(torch.float32, CPU)
     cuda.fused.cache_clear()
     assert why == said
-    for function in (turned, gated):
+    for function in (turned, gated, rotated):
         assert fuse(function) is function
 
 
@@ -291,7 +292,7 @@ def test_a_compiler_that_rounds_less_is_not_taken_for_a_wrong_one(monkeypatch, d
 
     monkeypatch.setattr(torch, "compile", compile_)
     cuda.fused.cache_clear()
-    assert cuda.fused(dtype, CPU)[1] == "elementwise parts of the language model"
+    assert cuda.fused(dtype, CPU)[1] == "elementwise parts"
     cuda.fused.cache_clear()
 
 
@@ -312,7 +313,7 @@ def test_a_card_that_is_full_for_a_moment_is_not_slow_for_ever(monkeypatch):
             cuda.attention_for(6, 2, 8, torch.bfloat16, CPU)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(attention_module, "_flash", documented_flash)
-    assert cuda.fused(torch.bfloat16, CPU)[1] == "elementwise parts of the language model"
+    assert cuda.fused(torch.bfloat16, CPU)[1] == "elementwise parts"
     assert cuda.attention_for(6, 2, 8, torch.bfloat16, CPU)[1] == "flash"
     for cached in (cuda.fused, cuda.attention_for):
         cached.cache_clear()
@@ -357,5 +358,5 @@ def test_it_says_how_it_runs(static):
         static.predict([clip(name, [0, 1])])
     info = static.engine_info()
     assert info["attention"] == "padded: flash attention has no torch.float32"
-    assert info["compiled"] == "elementwise parts of the language model"
+    assert info["compiled"] == "elementwise parts"
     assert info["graphs"] == "2 recorded"  # pictures and their tokens; the question came once

@@ -20,6 +20,7 @@ from robometer_gym.engine.layout import upload
 from robometer_gym.engine.runner import StaticRunner
 from robometer_gym.engine.text import TextDecoder, gated, turned
 from robometer_gym.model.modeling import RobometerModel
+from robometer_gym.model.vision import rotated
 
 __all__ = ["attention_for", "cuda_runner", "fused"]
 
@@ -39,7 +40,7 @@ def cuda_runner(model: RobometerModel) -> tuple[TextDecoder, StaticRunner]:
     attention, chosen = attention_for(heads, kv_heads, head_dim, weight.dtype, weight.device)
     fuse, compiled = fused(weight.dtype, weight.device)
     decoder = TextDecoder(language_model, fuse)
-    runner = StaticRunner(model, decoder, attention, Graphs(cuda_recorder))
+    runner = StaticRunner(model, decoder, attention, Graphs(cuda_recorder), fuse(rotated))
     runner.chosen = {"attention": chosen, "compiled": compiled}
     return decoder, runner
 
@@ -102,14 +103,18 @@ def fused(
         return torch.randn(sizes, generator=generator, device=device, dtype=dtype)
 
     weight, cos, sin = random(6, 64), random(70, 1, 32), random(70, 1, 32)
-    columns_cos, columns_sin = (random(32, 1, 70).transpose(0, 2) for _ in range(2))
+    angles = random(70, 32).float(), random(70, 32).float()
     examples: dict[Callable[..., Tensor], list[tuple[Any, ...]]] = {
         turned: [
             (random(70, 6, 64), weight, cos, sin, 1e-6),
-            (random(70, 9, 64)[:, :6], weight, columns_cos, columns_sin, 1e-6),
+            (random(70, 9, 64)[:, :6], weight, cos, sin, 1e-6),
             (random(1, 6, 64), weight, cos[:1], sin[:1], 1e-6),
         ],
         gated: [(random(70, 128),), (random(1, 128),)],
+        rotated: [
+            (random(pictures, 70, 3, 4, 64).permute(2, 0, 3, 1, 4)[:2], *angles)
+            for pictures in (3, 1)
+        ],
     }
     compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
     try:
@@ -122,7 +127,7 @@ def fused(
         raise  # there is nothing wrong with it
     except Exception as error:  # a compiler that is missing or fails raises errors of many kinds
         return _as_it_is, f"nothing: {type(error).__name__}: {in_one_line(error)}"
-    return compiled.__getitem__, "elementwise parts of the language model"
+    return compiled.__getitem__, "elementwise parts"
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

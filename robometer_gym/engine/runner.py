@@ -24,7 +24,7 @@ from robometer_gym.engine.static import Shape, fill_up
 from robometer_gym.engine.text import TextDecoder, Tokens
 from robometer_gym.model.heads import decode_progress
 from robometer_gym.model.modeling import RobometerModel
-from robometer_gym.model.vision import Places, encode_equal
+from robometer_gym.model.vision import Places, Rotate, encode_equal, rotated
 
 __all__ = ["RowRunner", "StaticRunner", "new_runner"]
 
@@ -39,10 +39,13 @@ class RowRunner:
     Args:
         model: the network.
         decoder: of its language model.
+        rotate: computes what `rotated` does, perhaps faster.
     """
 
-    def __init__(self, model: RobometerModel, decoder: TextDecoder) -> None:
-        self._model, self._decoder = model, decoder
+    def __init__(
+        self, model: RobometerModel, decoder: TextDecoder, rotate: Rotate = rotated
+    ) -> None:
+        self._model, self._decoder, self._rotate = model, decoder, rotate
         self._visual: Any = model.backbone.visual
 
     @property
@@ -60,7 +63,7 @@ class RowRunner:
         Returns:
             (n, 1 + levels, tokens, D).
         """
-        features = encode_equal(self._visual, patches, where)
+        features = encode_equal(self._visual, patches, where, self._rotate)
         levels = torch.stack([features.embeddings, *features.deepstack])
         each: Tensor = levels.unflatten(1, (len(patches), -1))
         return each.transpose(0, 1).contiguous()
@@ -115,6 +118,7 @@ class StaticRunner(RowRunner):
         decoder: of its language model.
         attention: which kind.
         graphs: what records.
+        rotate: see `RowRunner`.
     """
 
     def __init__(
@@ -123,8 +127,9 @@ class StaticRunner(RowRunner):
         decoder: TextDecoder,
         attention: type[PaddedAttention] | type[FlashAttention],
         graphs: Graphs,
+        rotate: Rotate = rotated,
     ) -> None:
-        super().__init__(model, decoder)
+        super().__init__(model, decoder, rotate)
         self._attention, self._graphs = attention, graphs
         self.chosen = {"attention": attention.__name__, "compiled": "nothing"}
         """What was chosen and why, for `engine_info`."""

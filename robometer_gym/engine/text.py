@@ -135,7 +135,7 @@ class TextDecoder:
 
     def _angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary angles, (N, 1, C / 2) each."""
-        angles = positions[self._axes].T.float() * self._frequencies
+        angles = positions.T.index_select(1, self._axes).float() * self._frequencies
         cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
         return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 

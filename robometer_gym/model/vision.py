@@ -15,10 +15,20 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3VLModel
 
-__all__ = ["Grid", "ImageFeatures", "Places", "encode_equal", "encode_images", "places", "rotated"]
+__all__ = [
+    "Grid",
+    "ImageFeatures",
+    "Places",
+    "Rotate",
+    "encode_equal",
+    "encode_images",
+    "places",
+    "rotated",
+]
 
 Grid = tuple[int, int]
 Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries and keys, and the cosine and sine of their angles, to both turned: `rotated`."""
 
 
 class Places(NamedTuple):
@@ -45,6 +55,18 @@ class ImageFeatures(NamedTuple):
 
     embeddings: Tensor
     deepstack: tuple[Tensor, ...]
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries and keys by the angles of their patches' places.
+
+    Args:
+        x: (..., P, C).
+        cos: (P, C / 2) float32.
+        sin: (P, C / 2) float32.
+    """
+    low, high = x.float().chunk(2, dim=-1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x.dtype)
 
 
 def encode_images(backbone: Qwen3VLModel, patches: Tensor, grids: Sequence[Grid]) -> ImageFeatures:
@@ -84,7 +106,7 @@ def places(visual: Any, grid: Grid) -> Places:
 
 
 def encode_equal(
-    visual: Any, patches: Tensor, where: Places, rotate: Rotate | None = None
+    visual: Any, patches: Tensor, where: Places, rotate: Rotate = rotated
 ) -> ImageFeatures:
     """Encode pictures of one size.
 
@@ -92,14 +114,13 @@ def encode_equal(
         visual: the vision tower.
         patches: (N, P, 1536), on its device.
         where: `places` of that size.
-        rotate: computes what `rotated` does, faster.
+        rotate: computes what `rotated` does, perhaps faster.
     """
     projection = visual.patch_embed.proj
     x = functional.linear(
         patches.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias
     )
     x = x + where.embedding.to(x.dtype)
-    rotate = rotate or rotated
     deepstack: list[Tensor] = []
     for number, block in enumerate(visual.blocks):
         x = x + _attend(block.attn, block.norm1(x), where, rotate)
@@ -118,18 +139,6 @@ def _attend(layer: Any, x: Tensor, where: Places, rotate: Rotate) -> Tensor:
     mixed = functional.scaled_dot_product_attention(query, key, qkv[2])
     out: Tensor = layer.proj(mixed.transpose(1, 2).flatten(2))
     return out
-
-
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries and keys by the angles of their patches' places.
-
-    Args:
-        x: (..., P, C).
-        cos: (P, C / 2) float32.
-        sin: (P, C / 2) float32.
-    """
-    low, high = x.float().chunk(2, dim=-1)
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x.dtype)
 
 
 def _rows_and_columns(visual: Any, grid: Grid) -> tuple[Tensor, Tensor]:
