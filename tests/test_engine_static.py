@@ -25,7 +25,7 @@ from robometer_gym.engine.layout import upload
 from robometer_gym.engine.text import gated, turned
 from robometer_gym.model.vision import rotated
 from tests.test_engine import (
-    MODELS,
+    EAGER,
     SCHEDULES,
     SIZES,
     TASKS,
@@ -70,7 +70,7 @@ def test_schedules_in_fixed_shapes_get_the_same_numbers(static):
     @settings(max_examples=40)
     @given(SCHEDULES)
     def check(schedule):
-        play(schedule, static, MODELS["eager"])
+        play(schedule, static, EAGER)
 
     check()
     assert int(static.engine_info()["graphs"].split()[0]) > 5
@@ -88,7 +88,7 @@ def test_what_is_in_unused_memory_changes_nothing(static):
         with torch.inference_mode():
             runs._cache[:, :, ~used] = torch.nan
         clips = [clip("a", steps), clip("b", [9]), clip(None, steps)]
-        assert_close(static.predict(clips), MODELS["eager"].predict(clips))
+        assert_close(static.predict(clips), EAGER.predict(clips))
 
 
 def test_a_recording_ends_with_the_cache_that_it_writes_to(static):
@@ -98,9 +98,9 @@ def test_a_recording_ends_with_the_cache_that_it_writes_to(static):
         static.predict(one)
         static.release("a")
     many = [clip(n, range(3), size=SIZES[n % 2]) for n in range(12)]
-    assert_close(static.predict(many), MODELS["eager"].predict(many))
+    assert_close(static.predict(many), EAGER.predict(many))
     for clips in (one, more):
-        assert_close(static.predict(clips), MODELS["eager"].predict(clips))
+        assert_close(static.predict(clips), EAGER.predict(clips))
 
 
 def test_batches_too_large_to_record_are_run_as_they_are(static, monkeypatch):
@@ -108,9 +108,9 @@ def test_batches_too_large_to_record_are_run_as_they_are(static, monkeypatch):
     monkeypatch.setattr("robometer_gym.engine.runner._MOST_RECORDED_TOKENS", 60)
     monkeypatch.setattr("robometer_gym.engine.runner._MOST_RECORDED_PATCHES", 40)
     clips = [clip(n, range(1 + n), TASKS[n % 3], SIZES[n % 3]) for n in range(7)]
-    assert_close(static.predict(clips), MODELS["eager"].predict(clips))
+    assert_close(static.predict(clips), EAGER.predict(clips))
     small = [clip("a", [0])]
-    assert_close(static.predict(small), MODELS["eager"].predict(small))
+    assert_close(static.predict(small), EAGER.predict(small))
 
 
 def test_a_recording_that_fails_is_done_without(as_on_cuda, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_recording_that_fails_is_done_without(as_on_cuda, monkeypatch):
     model = new_model()
     for steps in ([0, 1], [0, 1, 2], [0, 2]):
         clips = [clip("a", steps), clip(None, [3])]
-        assert_close(model.predict(clips), MODELS["eager"].predict(clips))
+        assert_close(model.predict(clips), EAGER.predict(clips))
     why = "off: operation not permitted when stream is capturing"
     assert model.engine_info()["graphs"] == why
 
@@ -345,7 +345,7 @@ def test_what_is_compiled_is_compiled_before_it_is_recorded(monkeypatch):
     for streams in (1, 2, 5):
         for step in range(1, 4):
             clips = [clip(n, [0, step], TASKS[n % 3], SIZES[n % 3]) for n in range(streams)]
-            assert_close(model.predict(clips), MODELS["eager"].predict(clips))
+            assert_close(model.predict(clips), EAGER.predict(clips))
     assert int(model.engine_info()["graphs"].split()[0]) > 1
     if torch.__version__ >= torch.torch_version.TorchVersion("2.11"):  # others compile more often
         assert [counter.frame_count for counter in counters] == tried
