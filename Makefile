@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := sb3,video,train,quantize,robots,dev
+EXTRAS := sb3,video,train,robots,dev
 
 .PHONY: demo test check format bench clean
 

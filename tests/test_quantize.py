@@ -154,7 +154,8 @@ def test_quantising_without_its_library_says_what_to_install(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, LIBRARIES[kind], None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    message = rf"needs {LIBRARIES[kind]}: pip install 'robometer-gym\[quantize\]'"
+    extra = "float8" if kind == "float8" else "quantize"
+    message = rf"needs {LIBRARIES[kind]}: pip install 'robometer-gym\[{extra}\]'"
     with pytest.raises(ImportError, match=message):
         quantize_module.check(kind, torch.device("cuda", 0), torch.bfloat16)
 

@@ -74,14 +74,15 @@ def quantize(model: RobometerModel, kind: Quantization, device: torch.device) ->
 
 
 def _library(kind: Quantization) -> Any:
-    package, module = (
-        ("torchao", "torchao.quantization") if kind == "float8" else ("bitsandbytes",) * 2
-    )
+    if kind == "float8":
+        package, module, extra = "torchao", "torchao.quantization", "float8"
+    else:
+        package, module, extra = "bitsandbytes", "bitsandbytes", "quantize"
     try:
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"quantization={kind!r} needs {package}: pip install 'robometer-gym[quantize]'."
+            f"quantization={kind!r} needs {package}: pip install 'robometer-gym[{extra}]'."
         ) from error
 
 
