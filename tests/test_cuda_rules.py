@@ -10,12 +10,16 @@ tested elsewhere.
 
 from __future__ import annotations
 
+import importlib
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,12 +27,17 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from robometer_gym import RobometerRewardModel
 from robometer_gym.engine import bicubic, cuda, graphs, weights
 from robometer_gym.engine.attention import FlashAttention, PaddedAttention
 from robometer_gym.engine.graphs import Graphs, cuda_recorder
 from robometer_gym.engine.prompts import Prompts
 from robometer_gym.model import images
+from robometer_gym.model.modeling import empty_model
+from robometer_gym.reward_model import Clip
 from tests.test_engine import PROCESSOR, SIZES, TASKS, clip, engine_of, new_model
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # for its shapes
 
 
 class Pretence(TorchDispatchMode):
@@ -65,9 +74,10 @@ class Pretence(TorchDispatchMode):
             bicubic.pillows_order(size, PROCESSOR.images.seen_size(*size))
 
     @contextmanager
-    def model(self) -> Iterator[Any]:
-        """Yield a model that is on the GPU."""
-        model = new_model(torch.bfloat16 if self._kind is FlashAttention else torch.float32)
+    def model(self, model: RobometerRewardModel | None = None) -> Iterator[Any]:
+        """Yield a model, or a small one, that is on the GPU."""
+        dtype = torch.bfloat16 if self._kind is FlashAttention else torch.float32
+        model = model or new_model(dtype)
         with self._fake, self:
             for module in model.model.modules():
                 for table in (module._parameters, module._buffers):
@@ -211,6 +221,31 @@ def test_more_environments_are_no_more_work_for_the_cpu(pretend, kind, recorded,
             counts[streams] = gpu.launches
     assert counts[8] <= counts[1] + 10  # one for each new picture, whose features are kept apart
     assert counts[1] < (40 if recorded else 200)
+
+
+def released_shape() -> RobometerRewardModel:
+    """The released model without its numbers: what is only pretended takes no memory."""
+    models = importlib.import_module("parts.models")
+    processor = models.make_processor(models.RELEASED_ROWS)
+    config = models.make_config("4b", processor)
+    return RobometerRewardModel(empty_model(config, torch.bfloat16), processor, config)
+
+
+@pytest.mark.parametrize(("recorded", "most"), [(False, 1600), (True, 50)])
+def test_the_released_model_is_few_launches(pretend, recorded, most, monkeypatch):
+    """LeRobot's path launches 3,400 kernels for one clip, and 25,000 for thirty-two."""
+    monkeypatch.setattr(graphs, "_WORTH", 1 + recorded)
+    monkeypatch.setattr(graphs, "_MOST", 64 * recorded)
+    gpu = pretend(FlashAttention)
+    with gpu.model(released_shape()) as model:
+        for streams in (1, 16):
+            model.forget()
+            for step in range(4):
+                gpu.launches = 0
+                frames = [np.zeros((224, 224, 3), np.uint8) for _ in range(3)]
+                model.predict([Clip(frames, "push", n, [0, 1, 2 + step]) for n in range(streams)])
+            assert 20 < gpu.launches < most
+            assert gpu.reads[-1] == (streams, 2)
 
 
 class Stream(str):
