@@ -10,6 +10,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import NoReturn, Protocol, runtime_checkable
 
 import numpy as np
@@ -54,7 +55,7 @@ def check_task(task: object) -> str:
 
     Raises:
         TypeError: it is not a string.
-        ValueError: it is empty or blank, or contains the text of a control token.
+        ValueError: it is empty or blank, holds half a character, or the text of a control token.
     """
     if not isinstance(task, str):
         raise TypeError(f"task must be a string such as 'open the drawer', got {task!r}.")
@@ -68,6 +69,13 @@ def check_task(task: object) -> str:
             f"task must not contain the model's control tokens, got {found.group()!r} in {task!r}. "
             "Remove it."
         )
+    try:
+        task.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"task must be text that has an encoding in UTF-8, got {task!r}: character "
+            f"{error.start} is half of a pair (a surrogate). Remove it, or read the text as UTF-8."
+        ) from None
     return task
 
 
@@ -127,7 +135,8 @@ class Clip:
             frame, so that a model can keep what it has computed for it.
 
     Raises:
-        TypeError: frames are not uint8, or the task is not a string.
+        TypeError: frames are not uint8, the task is not a string, the stream cannot be hashed, or
+            steps are not integers.
         ValueError: a wrong shape, an empty task, or steps that do not fit the frames.
 
     Example:
@@ -148,10 +157,17 @@ class Clip:
         """The T frames one by one, (H, W, 3) uint8 each: read these to touch only the new ones."""
         self.task = check_task(task)
         self.stream = stream
-        self.steps = None if steps is None else tuple(steps)
+        self.steps = None if steps is None else _integers(steps)
         self._check()
 
     def _check(self) -> None:
+        try:
+            hash(self.stream)
+        except TypeError:
+            raise TypeError(
+                "stream must be hashable, for a model looks up by it what it keeps; got "
+                f"{self.stream!r}. Give a string, a number or a tuple of these, or None."
+            ) from None
         if not self.images:
             raise ValueError("A clip needs at least one frame, got none.")
         first = self.images[0]
@@ -200,6 +216,17 @@ class Clip:
         height, width, _ = self.images[0].shape
         where = "" if self.stream is None else f", stream={self.stream}"
         return f"Clip({len(self)} frames of {height}x{width}, task={self.task!r}{where})"
+
+
+def _integers(steps: Sequence[int]) -> tuple[int, ...]:
+    """Return steps, NumPy's integers too, as plain ones."""
+    try:
+        return tuple(map(index, steps))
+    except TypeError:
+        raise TypeError(
+            f"steps must be a sequence of integers, one for each frame; got {steps!r}. "
+            "Give each frame's number in its episode, such as [0, 5, 10], or None."
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,6 +114,30 @@ def test_a_clip_refuses_steps_that_do_not_name_its_frames(steps):
         Clip(video(), TASK, steps=steps)
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [7, "abc", (0, None, 2), (0.0, 1.0, 2.0), (0, float("nan"), 2), np.arange(3.0), (0, "1", 2)],
+)
+def test_a_clip_refuses_steps_that_are_no_integers(steps):
+    """An engine with a cache would fail on them later, far from the mistake."""
+    with pytest.raises(TypeError, match="steps must be a sequence of integers, one for each fram"):
+        Clip(video(), TASK, "e1", steps)
+
+
+def test_steps_may_be_integers_of_numpy():
+    """Steps that were counted with NumPy would be refused."""
+    clip = Clip(video(), TASK, "e1", list(np.arange(3)))
+    assert clip.steps == (0, 1, 2)
+    assert all(type(step) is int for step in clip.steps)
+
+
+@pytest.mark.parametrize("stream", [["e1"], {"episode": 1}, ("e", [1]), np.zeros(1)])
+def test_a_clip_refuses_a_stream_that_cannot_be_looked_up(stream):
+    """An engine with a cache would say no more than "unhashable type"."""
+    with pytest.raises(TypeError, match=r"stream must be hashable, .* got .*Give a string"):
+        Clip(video(), TASK, stream, [0, 1, 2])
+
+
 @pytest.mark.parametrize("task", [None, 3, b"open the drawer", ["open the drawer"]])
 def test_a_task_must_be_a_string(task):
     """The tokenizer would fail far from the mistake, or read the repr of a list."""
@@ -137,6 +161,13 @@ def test_a_task_must_not_hold_control_tokens(token):
     """`<|prog_token|>` in a task shifts every prediction by one frame: wrong rewards, no error."""
     with pytest.raises(ValueError, match=re.escape(f"control tokens, got '{token}' in")):
         check_task(f"open {token} the drawer")
+
+
+@pytest.mark.parametrize("task", ["open \ud800 the drawer", "\udce4"])
+def test_a_task_must_be_whole_characters(task):
+    """The tokenizer would fail with a riddle: text that was decoded badly has no bytes."""
+    with pytest.raises(ValueError, match=r"task must be text .* got '.*\\ud.*half of a pair"):
+        check_task(task)
 
 
 @pytest.mark.parametrize("task", [TASK, "a < b | c > d", "<|not a token|>", "öffne 抽屉 ✓", "<||>"])
