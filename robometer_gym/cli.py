@@ -28,7 +28,7 @@ from robometer_gym.evaluation import Scores, evaluate, plot_losses, plot_scores,
 from robometer_gym.evaluation.demo import DemoEpisode, run_demo, save_demo
 from robometer_gym.evaluation.names import load_policy, make_env, read_env_kwargs
 from robometer_gym.evaluation.tables import plain_text
-from robometer_gym.reward_model import RewardModelError, check_task
+from robometer_gym.reward_model import RewardModel, RewardModelError, check_task
 from robometer_gym.settings import RewardSettings
 from robometer_gym.wrapper import RobometerRewardWrapper
 
@@ -115,9 +115,8 @@ def _add_score(commands: Any) -> None:
     )
     parser.add_argument("video", type=Path, help="mp4, mov, avi, mkv, webm, gif, npy or npz")
     parser.add_argument("--task", required=True, help="what the robot should do, in words")
-    _add_model(parser)
+    _add_predicting_model(parser)
     _add_score_frames(parser)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     _add_common(parser, Path("outputs/score"), _score)
 
 
@@ -145,7 +144,7 @@ def _add_eval(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="arguments of the environment; or one JSON object",
     )
-    _add_model(parser)
+    _add_predicting_model(parser)
     parser.add_argument("--episodes", type=_at_least(1), default=10, help="(default: %(default)s)")
     parser.add_argument(
         "--seed", type=_at_least(0), default=0, help="of the first episode (default: %(default)s)"
@@ -189,6 +188,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--processor",
         help="hub id or folder of tokenizer and image settings (default: the checkpoint's own, "
         "or those of its base model)",
+    )
+
+
+def _add_predicting_model(parser: argparse.ArgumentParser) -> None:
+    """Which model predicts, where, and in how many bits; see `_load`."""
+    _add_model(parser)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", help="(default: bfloat16 on a GPU, float32 on a CPU)")
+    parser.add_argument(
+        "--quantization", metavar="KIND", help="int8 or nf4, for small cards; float8, for speed"
     )
 
 
@@ -289,6 +298,16 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _load(arguments: argparse.Namespace) -> RewardModel:
+    options = ("device", "dtype", "processor", "quantization")
+    try:
+        return loading.load_reward_model(
+            arguments.model, **{name: getattr(arguments, name) for name in options}
+        )
+    except ImportError as error:
+        raise DependencyNotInstalled(str(error)) from error
+
+
 def _score(arguments: argparse.Namespace) -> None:
     # The model takes longest to come, so all that may be wrong with the rest is looked at first.
     check_task(arguments.task)
@@ -306,11 +325,8 @@ def _score(arguments: argparse.Namespace) -> None:
             "The demo checkpoint knows nothing but the built-in environment."
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = loading.load_reward_model(
-        arguments.model, device=arguments.device, processor=arguments.processor
-    )
     scores = score_video(
-        model, video, arguments.task, fps=fps, window=arguments.window, progress_bar=True
+        _load(arguments), video, arguments.task, fps=fps, window=arguments.window, progress_bar=True
     )
     print(f"{arguments.video.name}: {scores.task}")
     print(f"{len(scores)} of {len(video.frames)} frames, scored by {arguments.model}\n")
@@ -326,11 +342,10 @@ def _eval(arguments: argparse.Namespace) -> None:
     env = make_env(arguments.env_id, task, read_env_kwargs(arguments.env_kwargs))
     policy = load_policy(arguments.policy, env)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = loading.load_reward_model(arguments.model, processor=arguments.processor)
     env = RobometerRewardWrapper(
         env,
         task,
-        model,
+        _load(arguments),
         predict_every=arguments.predict_every,
         frame_size=arguments.frame_size or None,
     )

@@ -47,26 +47,47 @@ def check_reward_model_like(reward_model: RewardModelLike) -> str | RewardModel:
 
 
 def load_reward_model(
-    reward_model: RewardModelLike, *, device: str | None = None, processor: str | None = None
+    reward_model: RewardModelLike,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    processor: str | None = None,
+    quantization: str | None = None,
 ) -> RewardModel:
     """Return the model itself: loaded if a name was given, and then shared by all who name it.
 
     Args:
         reward_model: a name, or a model, which is returned as it is.
         device: see `RobometerRewardModel.from_pretrained`; for a name.
+        dtype: likewise.
         processor: likewise.
+        quantization: likewise.
 
     Raises:
         CheckpointError: the name cannot be loaded.
+        ValueError: a device, dtype or quantization that is not there or cannot be used here.
+        ImportError: the library that quantises is not installed.
     """
     if isinstance(reward_model, str | os.PathLike):
         with _loading:  # the cache alone would let two threads load the same model
-            return _load(os.fspath(reward_model), device, processor)
+            return _load(os.fspath(reward_model), device, dtype, processor, quantization)
     return reward_model
 
 
 @cache
-def _load(name: str, device: str | None, processor: str | None) -> RewardModel:
+def _load(
+    name: str,
+    device: str | None,
+    dtype: str | None,
+    processor: str | None,
+    quantization: str | None,
+) -> RewardModel:
     from robometer_gym.model.predictor import RobometerRewardModel
 
-    return RobometerRewardModel.from_pretrained(name, device=device, processor=processor)
+    return RobometerRewardModel.from_pretrained(
+        name,
+        device=device,
+        dtype=dtype,
+        processor=processor,
+        quantization=quantization,  # type: ignore[arg-type]  # another is refused there
+    )

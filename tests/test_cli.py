@@ -31,12 +31,14 @@ def film(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(monkeypatch) -> ScriptedRewardModel:
-    """Stands in for every model; its `asked` lists the names it was loaded by."""
+    """Stands in for every model; `asked` lists the names it was loaded by, `options` the rest."""
     scripted = ScriptedRewardModel(progress=0.5, success=0.25)
     scripted.asked = []  # type: ignore[attr-defined]
+    scripted.options = []  # type: ignore[attr-defined]
 
     def load(name, **options):
         scripted.asked.append(name)  # type: ignore[attr-defined]
+        scripted.options.append(options)  # type: ignore[attr-defined]
         return scripted
 
     monkeypatch.setattr(loading, "load_reward_model", load)
@@ -187,6 +189,52 @@ def test_the_log_is_left_as_it_was(film, model, tmp_path):
     assert _score(tmp_path / "nowhere.mp4") == 2
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
     assert (logger.level, logger.handlers) == before
+
+
+# --- which model ---
+
+
+def test_both_commands_load_the_model_as_told(film, model, tmp_path):
+    """The owner of a small card could use the model from Python only, or the card be full."""
+    told = {"device": "cpu", "dtype": "float32", "processor": "c/d", "quantization": "nf4"}
+    more = [word for name, value in told.items() for word in (f"--{name}", value)]
+    assert _score(film, *more) == 0
+    assert _eval(tmp_path, "--episodes", "1", *more) == 0
+    assert _score(film) == 0
+    assert model.options == [told, told, dict.fromkeys(told)]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
+        (("--dtype", "int8"), "dtype must be a floating type such as 'bfloat16', got 'int8'"),
+        (("--quantization", "int4"), "quantization must be 'int8', 'nf4', 'float8' or None, got"),
+        (("--quantization", "nf4"), "nf4' needs bitsandbytes: pip install 'robometer-gym[quant"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_so_is_told_in_one_line(
+    film, more, message, monkeypatch, capsys
+):
+    """A newcomer would see a traceback in place of what to write or to install."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert _score(film, "--model", "demo", *more) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith("robometer-gym: error: ")
+    assert message in err[-1]
+
+
+def test_a_quantised_model_scores_from_end_to_end(tmp_path):
+    """--quantization would be accepted, and the model loaded as ever."""
+    pytest.importorskip("bitsandbytes")
+    attempt, film, scores = make_attempt("expert", 0), tmp_path / "film.npy", []
+    np.save(film, attempt.frames[range(0, len(attempt), 8)])
+    small = ["--task", attempt.task, "--model", "demo", "--device", "cpu", "--dtype", "bfloat16"]
+    for more in ([], ["--quantization", "int8"]):
+        assert cli.main(["score", str(film), *small, *more, "--out", str(tmp_path)]) == 0
+        scores.append(json.loads((tmp_path / "film.json").read_text())["progress"])
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.2)
 
 
 # --- arguments ---

@@ -33,7 +33,7 @@ def loads(monkeypatch):
             if name == "org/slow":
                 time.sleep(0.05)
             if any(options.values()):
-                loaded.append(f"{options['device']}, {options['processor']}")
+                loaded.append(", ".join(str(options[name]) for name in sorted(options)))
             if name == "no/such":
                 raise CheckpointError("no/such cannot be found.")
             return ScriptedRewardModel()
@@ -88,12 +88,13 @@ def test_two_threads_share_one_model(loads):
     assert len({id(model) for model in models}) == 1
 
 
-def test_device_and_processor_are_passed_on(loads):
-    """The model would run on another device than the one that was asked for."""
-    model = load_reward_model("org/name", device="cpu", processor="org/base")
-    assert load_reward_model("org/name", device="cpu", processor="org/base") is model
+def test_options_are_passed_on(loads):
+    """The model would run on another device than the one that was asked for, or not fit there."""
+    told = {"device": "cpu", "dtype": "bfloat16", "processor": "org/base", "quantization": "nf4"}
+    model = load_reward_model("org/name", **told)
+    assert load_reward_model("org/name", **told) is model
     assert load_reward_model("org/name") is not model
-    assert loads == ["org/name", "cpu, org/base", "org/name"]
+    assert loads == ["org/name", "cpu, bfloat16, org/base, nf4", "org/name"]
 
 
 def test_a_failure_is_not_remembered(loads):
