@@ -892,6 +892,22 @@ def test_a_data_set_without_any_clip_raises(length, kind):
             Sampler(episodes, choice)
 
 
+def test_what_is_missing_is_told_without_what_is_not():
+    """The one thing to do would stand behind a page of settings, or not be what was asked for."""
+    failures = [painted(n, outcome="failure") for n in range(3)]
+    with pytest.raises(ValueError, match="No comparison") as caught:
+        Sampler(failures)
+    told = str(caught.value)
+    assert "of these 3 episodes of 1 tasks: 0 successful, 0 suboptimal, 3 failure. Add " in told
+    assert told.count("a successful episode of 3 frames") == 1
+    assert "or successful episodes of two tasks, or a better and a worse attempt" in told
+    assert "Settings" not in told
+    for more in (painted(3), painted(3, outcome="suboptimal")):  # what it says is enough
+        Sampler([*failures, more])
+    with pytest.raises(ValueError, match=r"3 failure\. Add successful episodes of two tasks\.$"):
+        Sampler(failures, SamplingSettings(pair_ratios=only(PAIRS, "different_task")))
+
+
 def test_a_kind_that_cannot_be_drawn_raises():
     """The settings leave it out, so that nobody has looked; NumPy would say "a cannot be empty"."""
     rng = np.random.default_rng(0)

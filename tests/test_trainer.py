@@ -333,5 +333,5 @@ def test_epochs_are_refused(tmp_path):
 def test_what_cannot_be_asked_is_found_before_the_model_is_loaded(tmp_path):
     """Gigabytes would be downloaded before a folder of failures is refused."""
     failures = [Episode(np.zeros((9, 8, 8, 3), np.uint8), TASKS[0], "failure")]
-    with pytest.raises(ValueError, match=r"No comparison can be made.*that was successful"):
+    with pytest.raises(ValueError, match=r"No comparison.* 1 failure\. Add a successful ep"):
         train("no/such-model", failures, tmp_path)

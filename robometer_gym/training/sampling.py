@@ -6,6 +6,7 @@ instruction, compared with a worse attempt. Knows nothing of networks or tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -37,6 +38,26 @@ _SURELY = 0.2 - 1e-9
 
 PAIRS = ("rewind", "reverse", "different_task", "different_expertise")
 CLIPS = ("forward", "rewind", "reverse", "different_task")
+
+# Of what episodes each can be made, in words; `_partners` and `_ways` decide.
+_SUCCESS = (
+    "a successful episode of 3 frames or more (not one that is done from its first frames on, or "
+    "with a partial_success below 1)"
+)
+_TO_COMPARE = {
+    "rewind": _SUCCESS,
+    "reverse": _SUCCESS,
+    "different_task": "successful episodes of two tasks",
+    "different_expertise": "a better and a worse attempt at one task "
+    f"({' > '.join(OUTCOMES)}, or 0.2 of partial_success between them)",
+}
+_UNJUDGED = "an episode of 3 frames or more without partial_success"
+_TO_ASK = {
+    "forward": "an episode",
+    "rewind": _UNJUDGED,
+    "reverse": _UNJUDGED,
+    "different_task": "a successful episode of one task and any of another",
+}
 
 
 @dataclass(frozen=True)
@@ -172,11 +193,15 @@ class Sampler:
         able = self._paired if compare else self._asked
         if not able:
             kind = "comparison" if compare else "question about one clip"
+            needs = _TO_COMPARE if compare else _TO_ASK
+            ratios = self.settings.pair_ratios if compare else self.settings.clip_ratios
+            what = dict.fromkeys(needs[way] for way, ratio in ratios.items() if ratio > 0)
+            counted = Counter(episode.outcome for episode in self.episodes)
             raise ValueError(
                 f"No {kind} can be made of these {len(self.episodes)} episodes of "
-                f"{len(self._tasks)} tasks with {self.settings}. A rewind needs an episode of 3 "
-                "frames that was successful, a different task successful episodes of two tasks, "
-                "different expertise a better and a worse attempt at one task."
+                f"{len(self._tasks)} tasks: "
+                f"{', '.join(f'{counted[outcome]} {outcome}' for outcome in OUTCOMES)}. "
+                f"Add {', or '.join(what)}."
             )
         return able
 
