@@ -18,8 +18,10 @@ import pytest
 import torch
 
 from robometer_gym import RobometerRewardModel
+from robometer_gym.engine.executor import Executor
+from robometer_gym.engine.slots import Slot
 from robometer_gym.reward_model import Clip
-from tests.recomputation import SIZES, TASKS, check, clip, new_model, truth
+from tests.recomputation import SIZES, TASKS, assert_same, check, clip, new_model, truth
 
 
 @pytest.fixture
@@ -193,6 +195,61 @@ def test_an_interrupt_at_any_line_leaves_no_trace():
         assert len(ask_again(turn, stop)) == stop
 
 
+def test_interrupts_cost_no_slots():
+    """After enough of them in a notebook, every further prediction would fail."""
+    model, asked = new_model(max_streams=1), [clip("x", range(2), named=False)]
+    check(model, asked)
+    tracer = Tracer(10**6)
+    tracer.run(lambda: model.predict(asked))
+    for stop in range(len(tracer.lines)):
+        Tracer(stop).run(lambda: model.predict(asked))
+    check(model, asked)
+
+
+def test_an_interrupted_release_gives_nobody_anothers_frames():
+    """The next episode would be paid for what the one before showed."""
+    model = new_model(max_streams=2)
+    for name in "abcd":
+        check(model, [clip(name, range(3))])
+        interrupt = mock.patch.object(Slot, "truncate", side_effect=KeyboardInterrupt)
+        with interrupt, pytest.raises(KeyboardInterrupt):
+            model.release(name)
+
+
+def test_an_episode_that_begins_after_a_failed_query():
+    """Who names every episode alike would be paid for the pictures of the last one."""
+    model = new_model()
+    check(model, [clip("robot", (0, 5, 10))])
+    with (
+        mock.patch.object(Executor, "run", side_effect=RuntimeError("out of memory")),
+        pytest.raises(RuntimeError, match="out of memory"),
+    ):
+        model.predict([clip("robot", (0, 6, 11))])
+    check(model, [clip("robot", (0, 5), of="other pictures")])
+
+
+def test_a_forked_process_does_not_wait_for_its_parents_threads(no_hanging):
+    """Its environments would be closed never, and the program not end."""
+    model = new_model()
+    check(model, [clip("a", range(2))])
+    engine = model._engine
+    assert engine is not None
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with engine._lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with mock.patch.object(model, "_process", -1):  # as if this were another
+        model.release("a")
+    done.set()
+    thread.join()
+
+
 def test_a_clip_that_cannot_be_shown_leaves_the_caches_right():
     """With on_error="hold" the training goes on: the next rewards would be wrong."""
     model = new_model(max_streams=2)
@@ -205,6 +262,38 @@ def test_a_clip_that_cannot_be_shown_leaves_the_caches_right():
         check(model, clips)
     model.release("a")
     check(model, [clip("a", range(3), of="other pictures")])
+
+
+def test_clips_of_any_iterable():
+    """A generator would be used up before it is answered: nothing would be paid, without a word."""
+    model, clips = new_model(), [clip("a", range(2)), clip("b", range(3))]
+    check(model, clips)
+    for answer, its in zip(model.predict(iter(clips)), model.predict(clips), strict=True):  # type: ignore[arg-type]
+        np.testing.assert_array_equal(answer.progress, its.progress)
+
+
+@pytest.mark.parametrize("engine", ["fast", "eager"])
+def test_a_network_in_training_predicts_without_dropout(engine):
+    """A callback that looks at rewards during fine-tuning would see noise."""
+    model = new_model(engine)
+    model.model.train()
+    check(model, [clip("a", range(2))])
+    assert all(module.training for module in model.model.modules())
+    model.model.eval()
+
+
+@pytest.mark.parametrize("engine", ["fast", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_users_default_dtype_changes_nothing(engine, dtype):
+    """A simulation in double precision would have its rewards refused, or rounded."""
+    model = new_model(engine)
+    torch.set_default_dtype(dtype)
+    try:
+        answers = model.predict([clip("a", range(3), size=SIZES[2])])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    (right,) = new_model("eager").predict([clip("a", range(3), size=SIZES[2])])
+    assert_same(answers[0], right)
 
 
 def test_no_clips():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_model
 
 from robometer_gym import RobometerRewardModel
 from robometer_gym.model.demo import random_model
@@ -49,13 +50,20 @@ def _scale_one(name: str) -> Callable[[RobometerRewardModel], None]:
     return change
 
 
-def _optimize(model: RobometerRewardModel) -> None:
-    batch = model.processor.encode([clip("training", (0, 1), named=False)])
-    optimizer = torch.optim.AdamW(model.model.parameters(), lr=1e-3)
-    loss = model.model(batch).progress.logsumexp(-1).sum() + model.model(batch).success.sum()
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
+def _optimize(*, fused: bool) -> Callable[[RobometerRewardModel], None]:
+    def change(model: RobometerRewardModel) -> None:
+        batch = model.processor.encode([clip("training", (0, 1), named=False)])
+        optimizer = torch.optim.AdamW(model.model.parameters(), lr=1e-3, fused=fused)
+        loss = model.model(batch).progress.logsumexp(-1).sum() + model.model(batch).success.sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return change
+
+
+def _turn_faster(model: RobometerRewardModel) -> None:
+    model.model.backbone.language_model.rotary_emb.inv_freq.mul_(1.1)
 
 
 def _load(*, assign: bool) -> Callable[[RobometerRewardModel], None]:
@@ -85,7 +93,9 @@ CHANGES = {
     "the patches'": _scale_one("backbone.visual.patch_embed.proj.bias"),
     "the positions'": _scale_one("backbone.visual.pos_embed.weight"),
     "a head's": _scale_one("success_head.4.weight"),
-    "a step of training": _optimize,
+    "a step of training": _optimize(fused=False),
+    "a step that torch does not count": _optimize(fused=True),
+    "a buffer": _turn_faster,
     "a state loaded": _load(assign=False),
     "a state put in its place": _load(assign=True),
     "another head": _replace_head,
@@ -112,6 +122,40 @@ def test_changed_weights_are_noticed(change):
         assert_same(answer, its)
 
 
+def test_another_network_in_its_place():
+    """An agent would go on being paid by the old one."""
+    model, other = new_model(own=True), new_model(seed=3, own=True)
+    model.predict([clip("a", range(3))])
+    model.model = other.model
+    check(model, [clip("a", range(3)), clip("b", (0, 2))], truth(seed=3))
+
+
+def test_the_steps_of_other_optimisers_cost_nothing():
+    """Each step of the policy's training would throw away all that is kept."""
+    model, policy = new_model(), torch.nn.Linear(2, 2)
+    check(model, [clip("a", range(3))])
+    optimizer = torch.optim.Adam(policy.parameters(), fused=True)
+    policy(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    check(model, [clip("a", range(4))])
+    assert model.engine_info()["forgotten"] == 0
+
+
+def test_another_library_saves_it_whole(tmp_path):
+    """Some leave out what is a part of a larger tensor, and say that this is all right."""
+    model = new_model(own=True)
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    check(model, [clip("a", range(3))])
+    model.forget()
+    save_model(model.model, str(tmp_path / "saved.safetensors"))
+    saved = load_file(tmp_path / "saved.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == {
+        name: tuple(tensor.shape) for name, tensor in before.items()
+    }
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
+    check(model, [clip("a", range(4))])
+
+
 def test_a_network_that_was_cast():
     """Half the caches would be in the old dtype."""
     model = new_model(own=True)
@@ -128,6 +172,11 @@ def test_a_network_that_was_loaded_in_inference_mode(folder):
         check(model, [clip("a", range(last))])
     with torch.inference_mode():
         check(model, [clip("a", range(4)), clip("b", range(2))])
+    assert model.prefer(clip("a", range(2)), clip("b", range(2))) == pytest.approx(
+        truth().model.prefer(clip("a", range(2)), clip("b", range(2))), rel=1e-5
+    )
+    model.forget()
+    check(model, [clip("a", range(5))])
 
 
 def test_training_works_after_predicting():

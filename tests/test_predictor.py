@@ -277,7 +277,11 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
 
 def test_demo_is_a_name():
     """`reward_model="demo"` would ask the hub for a repository called "demo"."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
     assert RobometerRewardModel.from_pretrained("demo").config.progress_bins == 10
+    assert torch.equal(torch.rand(3), expected), "a seeded training would be another one"
 
 
 def test_a_forked_process_is_told_and_does_not_hang(model):

@@ -214,6 +214,13 @@ def test_float8_of_matrices_that_it_cannot_hold_is_refused(float8_on_cpu):
         float8(CPU, 24)
 
 
+def test_4_bits_of_matrices_that_a_cpu_cannot_multiply_are_refused():
+    """Who tries it with the demo model would get an error about shapes at each prediction."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    with pytest.raises(ValueError, match=r"multiples of 64, got 96\. Use quantization='int8'"):
+        RobometerRewardModel.from_pretrained("demo", device="cpu", quantization="nf4")
+
+
 def test_float8_leaves_the_compilers_settings_alone(float8_on_cpu):
     """The user's own torch.compile would search for minutes, because of a reward model."""
     config = torch._inductor.config.get_config_copy()

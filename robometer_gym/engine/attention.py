@@ -18,6 +18,9 @@ from torch.nn import functional
 __all__ = ["Attention", "FlashAttention", "PaddedAttention", "RowAttention", "Span"]
 
 
+_AT_ONCE = 512  # tokens of a row: the first of a long video do not see the last
+
+
 class Span(NamedTuple):
     """One row of a batch.
 
@@ -65,13 +68,15 @@ class RowAttention:
 
     def __init__(self, spans: Sequence[Span], like: Tensor) -> None:
         masks: dict[bytes, Tensor] = {}  # environments in step have rows of one shape
-        self._counts = [len(span.seen) for span in spans]
-        self._rows = []
+        self._counts, self._rows = [], []
         for span in spans:
-            shape = span.seen.tobytes()
-            if shape not in masks:
-                masks[shape] = _mask(span.seen, like)
-            self._rows.append((span.line, masks[shape]))
+            for first in range(0, len(span.seen), _AT_ONCE):
+                seen = span.seen[first : first + _AT_ONCE]
+                shape = seen.tobytes()
+                if shape not in masks:
+                    masks[shape] = _mask(seen, like)
+                self._counts.append(len(seen))
+                self._rows.append((span.line, masks[shape]))
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `Attention`."""
@@ -97,7 +102,7 @@ class RowAttention:
 def _mask(seen: NDArray[np.int64], like: Tensor) -> Tensor:
     """Return (n, most seen), 0 where a token sees a key and -inf where it does not."""
     past = torch.from_numpy(np.arange(seen.max(initial=0)) >= seen[:, None])
-    mask = torch.zeros(past.shape, dtype=like.dtype).masked_fill_(past, float("-inf"))
+    mask = torch.zeros_like(past, dtype=like.dtype).masked_fill_(past, float("-inf"))
     return mask.to(like.device)
 
 

@@ -1,7 +1,7 @@
 """What is faster on a CUDA device, tried before it is used: kernels, compilation, recording.
 
 Each of these falls back by itself, and says why in `engine_info`. Imported only where there is
-such a device. None of this was run on one yet: see `engine_info` and the tests' fake recordings.
+such a device. None of this was run on one yet: `tests/test_cuda_rules.py` pretends that there is.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ once (`executor`). Knows nothing of checkpoints, files or environments.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any
@@ -73,6 +74,9 @@ class Engine:
         max_streams: for how many streams at most keys and values are kept. Of others only frame
             features are: they get the same numbers, more slowly.
 
+    Attributes:
+        model: the network.
+
     Example:
         >>> from robometer_gym.model.demo import demo_config, random_model, byte_tokenizer
         >>> from robometer_gym.model.images import ImageSettings
@@ -93,17 +97,18 @@ class Engine:
         max_frames: int = 8,
         max_streams: int = 64,
     ) -> None:
-        self._model, self._processor = model, processor
+        self.model, self._processor = model, processor
         self._max_frames, self._max_streams = max_frames, max_streams
         self._prompts = Prompts(processor)
-        self._jobs: list[_Job] = []  # clips that wait to be run together
-        self._waiting_streams: set[Hashable] = set()
-        self._waiting = 0  # their tokens, of pictures
+        self._jobs: list[_Job]  # clips that wait to be run together
+        self._waiting_streams: set[Hashable]
+        self._waiting: int  # their tokens, of pictures
         # Threads may share a model. Re-entrant, because Ctrl-C may come just before it is released.
         self._lock = RLock()
         self._counts = {"frames_run": 0, "frames_kept": 0, "evictions": 0, "forgotten": 0}
         self._device: torch.device | None = None
         self._budget = 0
+        self._interrupted = False
         self._prepare()
 
     @torch.inference_mode()
@@ -115,7 +120,7 @@ class Engine:
         """
         if not clips:
             return []
-        with self._lock:
+        with self._undisturbed():
             if self._weights_changed():
                 self._counts["forgotten"] += 1
                 self._prepare()
@@ -137,7 +142,6 @@ class Engine:
             ) from error
 
     def _predict(self, clips: Sequence[Clip]) -> list[Prediction]:
-        self._give_back()  # what an interrupt may have left behind
         self._make_room(clips)
         self._slots.begin_call()
         answers: list[list[Answer]] = [[] for _ in clips]
@@ -151,7 +155,7 @@ class Engine:
 
     def release(self, stream: Hashable) -> None:
         """Forget a stream: its episode has ended."""
-        with self._lock:
+        with self._undisturbed():
             self._release(stream)
 
     def _release(self, stream: Hashable) -> None:
@@ -164,7 +168,7 @@ class Engine:
         return {
             "device": str(self._executor.device),
             "dtype": str(self._executor.dtype).removeprefix("torch."),
-            "quantization": self._model.quantization,
+            "quantization": self.model.quantization,
             **self._executor.path,
             "streams": self._slots.streams,
             "max_streams": self._slots.most_streams if len(self._slots) else self._max_streams,
@@ -180,21 +184,40 @@ class Engine:
             "evictions": self._counts["evictions"] + self._slots.evictions,
         }
 
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Let one thread in at a time, and begin anew after a Ctrl-C.
+
+        That may strike between any two lines of the bookkeeping, and what is kept could then be
+        another stream's. What is raised on purpose leaves the bookkeeping right.
+        """
+        with self._lock:
+            if self._interrupted:
+                self._prepare()
+            self._interrupted = True
+            try:
+                yield
+            except Exception:
+                self._interrupted = False
+                raise
+            self._interrupted = False
+
     @torch.inference_mode()  # who asks for `info` first must not make other tensors
     def _prepare(self, budget: int | None = None) -> None:
         """Begin with the weights as they are, and nothing cached."""
-        self._executor = Executor(self._model, self._processor.images)
+        self._jobs, self._waiting_streams, self._waiting = [], set(), 0
+        self._executor = Executor(self.model, self._processor.images)
         self._slots, self._most_slots = Slots(0, 0), self._max_streams + _SPARE_SLOTS
         if self._executor.device != self._device:
             self._device, budget = self._executor.device, _budget(self._executor.device)
         self._budget = self._budget if budget is None else budget
         self._executor.questions_budget = int(self._budget * _QUESTIONS_SHARE)
         self._features = FrameFeatures(self._executor.encode, self._budget)
-        self._watch = Watch(self._model)
-        self._trained = self._model.trainings
+        self._watch = Watch(self.model)
+        self._trained = self.model.trainings
 
     def _weights_changed(self) -> bool:
-        return self._model.trainings != self._trained or self._watch.changed()
+        return self.model.trainings != self._trained or self._watch.changed()
 
     def _make_room(self, clips: Sequence[Clip]) -> None:
         """Make the slots as long and as many as these clips need, and the budget allows."""
@@ -258,10 +281,9 @@ class Engine:
             self._run(answers)
 
     def _ends_before(self, stream: Hashable, step: int) -> bool:
-        newest = self._slots.newest(stream)
-        if newest is None:
-            newest = self._features.newest(stream)
-        return newest is not None and step < newest
+        # They differ after a query that failed: what it cut from the slot has its features still.
+        held = self._slots.newest(stream), self._features.newest(stream)
+        return any(newest is not None and step < newest for newest in held)
 
     def _run(self, answers: list[list[Answer]]) -> None:
         """Answer all clips that wait."""

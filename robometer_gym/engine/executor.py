@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from robometer_gym.engine.runner import new_runner
 from robometer_gym.engine.slots import Answer
 from robometer_gym.model.images import ImageSettings
 from robometer_gym.model.modeling import RobometerModel
-from robometer_gym.model.vision import Grid, Places, places
+from robometer_gym.model.vision import Grid, places
 from robometer_gym.reward_model import Frame, RewardModelError
 
 __all__ = ["Executor"]
+
+_MOST_SIZES = 64  # of pictures, for which what depends on the size alone is kept
 
 
 class Executor:
@@ -52,7 +55,7 @@ class Executor:
         self.slots = self.length = self.questions_budget = 0
         self._cache = self._new_cache(0, 0)
         self._questions: OrderedDict[str, Tensor] = OrderedDict()
-        self._places: dict[Grid, Places] = {}
+        self._places = lru_cache(_MOST_SIZES)(partial(places, self._visual))
 
     @property
     def path(self) -> dict[str, str]:
@@ -60,14 +63,9 @@ class Executor:
         return self._runner.path
 
     @property
-    def cache_bytes(self) -> int:
-        """How many bytes the keys and values of all slots take."""
-        return self._cache.nbytes
-
-    @property
     def bytes(self) -> int:
-        """How many bytes are kept altogether."""
-        return self.cache_bytes + self._questions_bytes
+        """How many bytes the keys and values of all slots and questions take."""
+        return self._cache.nbytes + self._questions_bytes
 
     @property
     def _questions_bytes(self) -> int:
@@ -95,7 +93,7 @@ class Executor:
             except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is the former
                 if slots <= 2:
                     raise RewardModelError(
-                        f"No memory on {self.device} for the cache of one window of {length} "
+                        f"No memory on {self.device} for the cache of two windows of {length} "
                         f"tokens: {2 * self.slot_bytes(length) / 2**20:.0f} MiB were asked for. "
                         "Show the model fewer or smaller frames, or use engine='eager'."
                     ) from error
@@ -105,9 +103,7 @@ class Executor:
     def encode(self, frames: Sequence[Frame]) -> Tensor:
         """Return the features of pictures of one size, (n, 1 + levels, tokens, D)."""
         patches, grid = self._patches(frames)
-        if grid not in self._places:
-            self._places[grid] = places(self._visual, grid)
-        return self._runner.encode(patches, self._places[grid])
+        return self._runner.encode(patches, self._places(grid))
 
     def ask(self, questions: Sequence[tuple[int, str, Segment]]) -> None:
         """Put questions at the beginnings of slots: those of new tasks are computed.

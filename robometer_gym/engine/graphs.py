@@ -27,7 +27,7 @@ Record = Callable[[Function, Sequence[Tensor]], tuple[Callable[[], object], Tens
 
 _recording = Lock()  # torch can record for one thread at a time
 
-_MOST = 64  # recordings: each holds some memory, and takes about a second to make
+_MOST = 64  # recordings: each holds some memory, and takes its time to make
 _ROUNDING = 0.05  # of right results in 16 bits; wrong ones are something else altogether
 _WORTH = 2  # the same shape is recorded when it comes for the second time
 

@@ -60,10 +60,11 @@ def quantize(model: RobometerModel, kind: Quantization, device: torch.device) ->
         device: where it will run.
 
     Raises:
-        ValueError: "float8" of a matrix with a side that is no multiple of 16.
+        ValueError: "float8" of a matrix with a side that is no multiple of 16, or "nf4" on a CPU
+            with inputs that are no multiple of 64. The released model has neither.
         ImportError: the library is not installed.
     """
-    new_layer = _float8_maker(device) if kind == "float8" else _bitsandbytes_maker(kind)
+    new_layer = _float8_maker(device) if kind == "float8" else _bitsandbytes_maker(kind, device)
     for layer in model.backbone.language_model.layers:
         for block in (layer.self_attn, layer.mlp):
             for name, child in list(block.named_children()):
@@ -108,10 +109,17 @@ def _float8_maker(device: torch.device) -> Callable[[nn.Linear], nn.Module]:
     return new_layer
 
 
-def _bitsandbytes_maker(kind: Quantization) -> Callable[[nn.Linear], nn.Module]:
+def _bitsandbytes_maker(
+    kind: Quantization, device: torch.device
+) -> Callable[[nn.Linear], nn.Module]:
     bnb = _library(kind)
 
     def new_layer(plain: nn.Linear) -> nn.Module:  # it is converted when it is moved
+        if kind == "nf4" and device.type == "cpu" and plain.in_features % 64:
+            raise ValueError(
+                "quantization='nf4' on a CPU needs matrices with inputs in multiples of 64, got "
+                f"{plain.in_features}. Use quantization='int8'."
+            )
         quantised: nn.Module
         sizes = plain.in_features, plain.out_features
         options: dict[str, Any] = {"bias": plain.bias is not None, "device": "meta"}

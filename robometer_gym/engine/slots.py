@@ -44,6 +44,7 @@ class Slot:
         frames: whose blocks stand after it, in order.
         answers: what was predicted at each of them.
         leased: whether it is in use now.
+        used: in which call it was last, see `Slots.begin_call`.
     """
 
     number: int
@@ -66,7 +67,7 @@ class Slots:
     that find no slot.
 
     Args:
-        count: how many there are, >= 1.
+        count: how many there are.
         most_streams: how many streams may have one at a time.
 
     Example:
@@ -84,7 +85,7 @@ class Slots:
 
     def __init__(self, count: int, most_streams: int) -> None:
         self._slots = [Slot(number) for number in range(count)]
-        self.most_streams = min(most_streams, count - 1)
+        self.most_streams = max(0, min(most_streams, count - 1))
         self._of_stream: dict[Hashable, Slot] = {}
         self._calls = 0
         self.evictions = 0
@@ -127,8 +128,7 @@ class Slots:
         if slot.task != task:
             slot.truncate(0)
             slot.task = None
-        # An interrupt may have left frames without their answers.
-        slot.truncate(min(_common(slot.frames, frames), len(slot.answers)))
+        slot.truncate(_common(slot.frames, frames))
         slot.leased, slot.used = True, self._calls
         return slot
 

@@ -59,7 +59,7 @@ class TextDecoder:
     """Qwen3-VL's language model over a cache of keys and values.
 
     Args:
-        language_model: transformers' Qwen3VLTextModel; its weights are laid out anew, not copied.
+        language_model: transformers' Qwen3VLTextModel; its matrices are laid out anew, not copied.
         fuse: makes a faster function of `turned` and of `gated`.
 
     Attributes:

@@ -8,6 +8,7 @@ nothing of what the layers mean.
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeGuard
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 __all__ = ["Joined", "Watch", "part"]
 
@@ -85,15 +87,19 @@ def _adjoin(one: Tensor, other: Tensor) -> bool:
 def part(network: nn.Module) -> None:
     """Give each parameter of a network its own memory again."""
     for parameter in network.parameters():
-        if parameter.untyped_storage().nbytes() > parameter.nbytes:
+        if (
+            type(parameter) is nn.Parameter
+            and parameter.untyped_storage().nbytes() > parameter.nbytes
+        ):
             parameter.data = parameter.detach().clone()
 
 
 class Watch:
     """Notices when a network is no longer what it was: what was computed with it is void then.
 
-    Seen are parameters that were written to, moved, cast or replaced, and modules that were put
-    in the place of others. Not seen is writing through `parameter.data`: torch keeps no count.
+    Seen are parameters and buffers that were written to, moved, cast or replaced, modules that
+    were put in the place of others, and the steps of optimisers, of which torch does not count
+    those that are fused. Not seen is writing through `parameter.data`.
 
     Args:
         network: to be watched from now on.
@@ -115,18 +121,40 @@ class Watch:
         self._tables = [table for table, _, _ in places]
         self._names = [name for _, name, _ in places]
         self._held = [held for _, _, held in places]
-        self._parameters = list(network.parameters())
-        self._counted = [each for each in self._parameters if _is_counted(each)]
+        self._tensors = [*network.parameters(), *network.buffers()]
+        self._ids = frozenset(map(id, self._tensors))
+        self._counted = [each for each in self._tensors if _is_counted(each)]
         self._state = self._read()
+        self._optimised = False
+        _watches.add(self)
 
     def changed(self) -> bool:
         """Return whether anything has changed since the watch was made."""
         now = map(dict.get, self._tables, self._names)  # a loop in Python takes three times as long
-        return not all(map(operator.is_, now, self._held)) or self._read() != self._state
+        same = not self._optimised and all(map(operator.is_, now, self._held))
+        return not same or self._read() != self._state
+
+    def note(self, optimised: frozenset[int]) -> None:
+        """Take note of a step of an optimiser of these parameters, by their `id`."""
+        self._optimised |= not self._ids.isdisjoint(optimised)
 
     def _read(self) -> tuple[list[int], list[int]]:
         versions = map(operator.attrgetter("_version"), self._counted)
-        return list(versions), list(map(Tensor.data_ptr, self._parameters))
+        return list(versions), list(map(Tensor.data_ptr, self._tensors))
+
+
+_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+def _note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if _watches:
+        groups = optimizer.param_groups
+        optimised = frozenset(id(each) for group in groups for each in group["params"])
+        for watch in tuple(_watches):
+            watch.note(optimised)
+
+
+register_optimizer_step_post_hook(_note)
 
 
 def _is_counted(parameter: Tensor) -> bool:

@@ -55,10 +55,13 @@ def _plain(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> object:
 _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 
 
+@torch.inference_mode(False)
 def load_checkpoint(
     folder: Path, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[RobometerModel, RobometerConfig]:
     """Read a checkpoint folder, LeRobot's or upstream's.
+
+    In inference mode as outside of it: weights from within could be used nowhere else.
 
     Args:
         folder: holds config.json, perhaps config.yaml, and one or more safetensors files.

@@ -76,6 +76,6 @@ def decode_progress(logits: Tensor) -> Tensor:
         >>> float(decode_progress(torch.zeros(10)))
         0.5
     """
-    bins = torch.linspace(0.0, 1.0, logits.shape[-1], device=logits.device)
+    bins = torch.linspace(0.0, 1.0, logits.shape[-1], dtype=logits.dtype, device=logits.device)
     # The sum of a softmax can be 1 + 1e-7.
     return (logits.softmax(-1) * bins).sum(-1).clamp(0.0, 1.0)

@@ -142,7 +142,7 @@ class ImageSettings:
 @lru_cache
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """Return values for pixels in [0, 255], (3, 1, 1): kept, because a GPU has to wait for it."""
-    return (torch.tensor(values) * 255.0).to(device)[:, None, None]
+    return (torch.tensor(values, dtype=torch.float32) * 255.0).to(device)[:, None, None]
 
 
 def smart_size(height: int, width: int, factor: int) -> tuple[int, int]:

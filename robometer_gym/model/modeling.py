@@ -113,6 +113,7 @@ def _gather(hidden: Tensor, columns: list[Tensor]) -> Tensor:
     return torch.cat([hidden[row, at.to(hidden.device)] for row, at in enumerate(columns)])
 
 
+@torch.random.fork_rng(devices=[])  # the caller's random numbers are his own
 def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> RobometerModel:
     """Build the network on the meta device: shapes and names, but no weights.
 

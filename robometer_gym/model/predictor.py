@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -192,23 +193,29 @@ class RobometerRewardModel:
             RewardModelError: in a process that was forked after the model had been loaded.
         """
         self._check_process()
-        with self._in_its_own_precision():
+        clips = list(clips)
+        with self._predicting():
             if (engine := self._fast_engine()) is not None:
                 return engine.predict(clips)
             return [each for batch in self._batches(clips) for each in self._answer(batch)]
 
     def release(self, stream: Hashable) -> None:
         """Forget what is kept for a stream: its episode has ended."""
-        if self._engine is not None:
+        # Not in a forked process: a thread of the parent may hold the lock there, for ever.
+        if self._engine is not None and self._process == os.getpid():
             self._engine.release(stream)
 
     def forget(self) -> None:
-        """Forget all that is kept.
+        """Forget all that is kept, and give each weight its own memory again.
 
-        After weights have changed behind torch's back, that is by writing to `parameter.data` or
-        by switching or merging adapters. Whatever else changes them is noticed.
+        After weights have changed behind torch's back: by writing to `parameter.data`, or by
+        switching or merging adapters. Whatever else changes them is noticed. And before another
+        library saves `model`: the fast engine joins weights, and not all of them save a part.
         """
+        from robometer_gym.engine.weights import part
+
         self._engine = None
+        part(self.model)
 
     def engine_info(self) -> dict[str, Any]:
         """Return which path predicts and why, and what the caches hold and were good for.
@@ -243,7 +250,7 @@ class RobometerRewardModel:
                 f"prefer compares two attempts at one task, got {a.task!r} and {b.task!r}."
             )
         batch = self.processor.encode_preference([(a, b), (b, a)])
-        with self._in_its_own_precision():
+        with self._predicting():
             a_first, b_first = self.model(batch).preference.sigmoid().tolist()
         return float(a_first + (1.0 - b_first)) / 2.0
 
@@ -281,15 +288,12 @@ class RobometerRewardModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the caches behind: in another process there are other streams."""
-        from robometer_gym.engine.weights import part
-
         if self.model.quantization == "float8":
             raise RewardModelError(
                 "torch cannot pickle weights in float8. Give the other process the name of the "
                 "checkpoint, and let it load its own model."
             )
-        self._engine = None
-        part(self.model)  # each of joined weights would be written with all the others
+        self.forget()  # each of joined weights would be written with all the others
         return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -308,6 +312,8 @@ class RobometerRewardModel:
     def _fast_engine(self) -> Engine | None:
         """Return the engine, made now if need be; None where the eager path predicts."""
         with _making:
+            if self._engine is not None and self._engine.model is not self.model:
+                self._engine = None  # somebody has put another network in its place
             if self._engine is None and not self._why_eager:
                 from robometer_gym.engine.engine import Engine, why_not  # built on this package
 
@@ -321,9 +327,18 @@ class RobometerRewardModel:
                     )
             return self._engine
 
-    def _in_its_own_precision(self) -> torch.autocast:
-        """Return the context in which to predict: the caller's autocast is for his own network."""
-        return torch.autocast(self.model.backbone.device.type, enabled=False)
+    @contextmanager
+    def _predicting(self) -> Iterator[None]:
+        """Leave the caller's autocast and, if the network is being trained, its dropout."""
+        in_training = [m for m in self.model.modules() if m.training] if self.model.training else []
+        for module in in_training:
+            module.training = False
+        try:
+            with torch.autocast(self.model.backbone.device.type, enabled=False):
+                yield
+        finally:
+            for module in in_training:
+                module.training = True
 
     def _answer(self, batch: Encoded) -> list[Prediction]:
         logits = self.model(batch)

@@ -165,7 +165,7 @@ def _position_embedding(visual: Any, grid: Grid) -> Tensor:
     axes = []
     for place, length in zip(_rows_and_columns(visual, grid), grid, strict=True):
         # From edge to edge, as linspace(0, side - 1, length) does.
-        at = torch.linspace(0, side - 1, length, device=place.device)[place]
+        at = torch.linspace(0, side - 1, length, dtype=torch.float32, device=place.device)[place]
         low = at.long().clamp(max=side - 1)
         axes.append(((low, 1 - (at - low)), ((low + 1).clamp(max=side - 1), at - low)))
     rows, columns = axes
