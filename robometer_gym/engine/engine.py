@@ -171,7 +171,7 @@ class Engine:
             "quantization": self.model.quantization,
             **self._executor.path,
             "streams": self._slots.streams,
-            "max_streams": self._slots.most_streams if len(self._slots) else self._max_streams,
+            "max_streams": min(self._max_streams, self._most_slots - 1),
             "slots": len(self._slots),
             "slot_tokens": self._executor.length,
             "cache_budget_bytes": self._budget,
