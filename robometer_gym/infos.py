@@ -1,7 +1,7 @@
 """The infos of Gymnasium's vector environments: an array per key, and beside it a mask, both (N,).
 
-What one environment says is taken out of them, and what is to be told of some is put in. Knows
-nothing of what the infos mean.
+What one environment says is taken out of them, and what is to be told of some is put in. Of what
+the infos mean it knows only which are the `Capture` of an inner wrapper.
 """
 
 from __future__ import annotations

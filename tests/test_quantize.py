@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from robometer_gym import RobometerRewardModel
-from robometer_gym.engine import quantize as quantize_module
 from robometer_gym.engine.weights import Joined, Watch
+from robometer_gym.model import predictor
+from robometer_gym.model import quantize as quantize_module
 from robometer_gym.model.demo import demo_config, random_model
 from robometer_gym.reward_model import RewardModelError
 from robometer_gym.training import prepare_model
@@ -42,7 +43,7 @@ def float8_on_cpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda granularity: None)
-    monkeypatch.setattr(quantize_module, "check", lambda *_: None)
+    monkeypatch.setattr(predictor, "check_quantization", lambda *_: None)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_a_gpu)])
@@ -142,9 +143,9 @@ def test_float8_is_refused_where_it_cannot_be(monkeypatch, device, capability, d
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(quantize_module, "_library", lambda kind: None)
     if message is None:
-        return quantize_module.check("float8", torch.device(device), dtype)
+        return quantize_module.check_quantization("float8", torch.device(device), dtype)
     with pytest.raises(ValueError, match=message):
-        quantize_module.check("float8", torch.device(device), dtype)
+        quantize_module.check_quantization("float8", torch.device(device), dtype)
     return None
 
 
@@ -157,7 +158,7 @@ def test_quantising_without_its_library_says_what_to_install(kind, monkeypatch):
     extra = "float8" if kind == "float8" else "quantize"
     message = rf"needs {LIBRARIES[kind]}: pip install 'robometer-gym\[{extra}\]'"
     with pytest.raises(ImportError, match=message):
-        quantize_module.check(kind, torch.device("cuda", 0), torch.bfloat16)
+        quantize_module.check_quantization(kind, torch.device("cuda", 0), torch.bfloat16)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read():

@@ -21,7 +21,7 @@ from robometer_gym.reward_model import CheckpointError
 __all__ = ["Logits", "Quantization", "RobometerModel", "check_together", "empty_model"]
 
 Quantization = Literal["int8", "nf4", "float8"]
-"""What the matrices of the language model can be converted to, see `engine.quantize`."""
+"""What the matrices of the language model can be converted to, see `model.quantize`."""
 
 
 class Logits(NamedTuple):

@@ -22,6 +22,7 @@ from robometer_gym.model.heads import decode_progress
 from robometer_gym.model.hub import find_files
 from robometer_gym.model.modeling import Quantization, RobometerModel, check_together
 from robometer_gym.model.processor import Encoded, RobometerProcessor
+from robometer_gym.model.quantize import check_quantization, quantize
 from robometer_gym.reward_model import CheckpointError, Clip, Prediction, RewardModelError
 
 if TYPE_CHECKING:
@@ -122,12 +123,10 @@ class RobometerRewardModel:
                 cannot compute in "float8".
             ImportError: quantization without bitsandbytes or, for "float8", torchao.
         """
-        from robometer_gym.engine import quantize  # built on this package
-
         device = _device(device)
         dtype = _dtype(dtype, device)
         if quantization is not None:
-            quantize.check(quantization, device, dtype)
+            check_quantization(quantization, device, dtype)
         if id_or_path == "demo":
             from robometer_gym.model.demo import demo_checkpoint  # it is made with this class
 
@@ -139,7 +138,7 @@ class RobometerRewardModel:
         first = torch.device("cpu") if quantization else device
         model, config = load_checkpoint(folder, device=first, dtype=dtype)
         if quantization:
-            model = quantize.quantize(model, quantization, device)
+            model = quantize(model, quantization, device)
         own = folder if (folder / "tokenizer.json").is_file() else config.base_model_id
         try:
             used = RobometerProcessor.from_pretrained(
@@ -202,8 +201,8 @@ class RobometerRewardModel:
     def release(self, stream: Hashable) -> None:
         """Forget what is kept for a stream: its episode has ended."""
         # Not in a forked process: a thread of the parent may hold the lock there, for ever.
-        if self._engine is not None and self._process == os.getpid():
-            self._engine.release(stream)
+        if (engine := self._engine) is not None and self._process == os.getpid():
+            engine.release(stream)
 
     def forget(self) -> None:
         """Forget all that is kept, and give each weight its own memory again.

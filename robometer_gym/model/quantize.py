@@ -2,7 +2,7 @@
 
 bitsandbytes does the work for "int8" and "nf4", torchao for "float8". Embedding, vision tower and
 heads stay as they are: they are a fifth of the weights, and rewards are differences of what the
-heads say. Knows nothing of caches.
+heads say. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from robometer_gym.model.modeling import Quantization, RobometerModel
 
-__all__ = ["check", "quantize"]
+__all__ = ["check_quantization", "quantize"]
 
 _FLOAT8_CAPABILITY = (8, 9)
 
@@ -24,7 +24,7 @@ _FLOAT8_CAPABILITY = (8, 9)
 _ALMOST_NOTHING = 1e-20
 
 
-def check(kind: Quantization, device: torch.device, dtype: torch.dtype) -> None:
+def check_quantization(kind: Quantization, device: torch.device, dtype: torch.dtype) -> None:
     """Raise unless `quantize` can do its work here: before a checkpoint is read in vain.
 
     Raises:
