@@ -39,7 +39,7 @@ from parts.windows import picture
 from torch._dynamo.utils import counters
 
 from robometer_gym import Clip, Prediction
-from robometer_gym.frames import FrameHistory, Sampling
+from robometer_gym.tracking.window import FrameHistory, Sampling
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 BARS = {"python_mb": 1.0, "tensor_mb": 1.0, "device_mb": 1.0, "resident_mb": 32.0, "graphs": 0.0}

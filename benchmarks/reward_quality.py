@@ -37,7 +37,7 @@ import numpy as np
 
 from robometer_gym import Clip, Prediction, RewardModel
 from robometer_gym.data import Episode
-from robometer_gym.envs.attempts import KINDS, make_attempt
+from robometer_gym.envs.scripted_episodes import KINDS, make_attempt
 from robometer_gym.envs.tabletop import TASKS
 from robometer_gym.evaluation import (
     detection,
@@ -46,10 +46,10 @@ from robometer_gym.evaluation import (
     score_frames,
     value_order_correlation,
 )
-from robometer_gym.loading import load_reward_model
-from robometer_gym.settings import RewardSettings
+from robometer_gym.models.loading import load_reward_model
+from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.training import Sampler, SamplingSettings
-from robometer_gym.training.sampling import Pair
+from robometer_gym.training.augmentation import Pair
 
 FIRST_SEED = 1_000_000
 REST = 10

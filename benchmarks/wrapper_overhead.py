@@ -40,7 +40,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from robometer_gym import Clip, Prediction, RobometerRewardWrapper
-from robometer_gym.settings import RewardOptions
+from robometer_gym.tracking.settings import RewardOptions
 
 HEIGHT, WIDTH = 480, 640
 EPISODE = 200

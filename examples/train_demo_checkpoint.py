@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from tqdm import trange
 
+from robometer_gym import RobometerRewardModel
 from robometer_gym.data import Episode
 from robometer_gym.envs import TASKS
-from robometer_gym.envs.attempts import KINDS, make_attempt
-from robometer_gym.model import RobometerProcessor, RobometerRewardModel
-from robometer_gym.model.demo import byte_tokenizer, demo_config, random_model
-from robometer_gym.model.images import ImageSettings
-from robometer_gym.model.processor import PHRASES
+from robometer_gym.envs.scripted_episodes import KINDS, make_attempt
+from robometer_gym.models.robometer.demo import byte_tokenizer, demo_config, random_model
+from robometer_gym.models.robometer.network import RobometerProcessor
+from robometer_gym.models.robometer.network.images import ImageSettings
+from robometer_gym.models.robometer.network.processor import PHRASES
 from robometer_gym.training import SamplingSettings, train
 
 SHARES = (0.7, 0.18, 0.1, 0.02, 0.0)  # of experts and the other KINDS

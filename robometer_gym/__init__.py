@@ -3,36 +3,40 @@
     env = gym.make("robometer_gym/TabletopReach-v0", render_mode="rgb_array", task=task)
     env = RobometerRewardWrapper(env, task=task, reward_model="lerobot/Robometer-4B")
 
-Of many environments: `make_robometer_vec`; for Stable-Baselines3: `robometer_gym.sb3`.
-Importing this imports neither torch nor transformers: `RobometerRewardModel` comes when asked for.
-It registers the environment robometer_gym/TabletopReach-v0.
+For vector environments: `make_robometer_vec`; for Stable-Baselines3: `robometer_gym.sb3`.
+All names are imported on first use, so `import robometer_gym` needs neither torch nor Gymnasium.
+Where Gymnasium is installed it registers the environment robometer_gym/TabletopReach-v0.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-import robometer_gym.envs  # noqa: F401 - registers the environments
-from robometer_gym.capture import FrameCapture, SubEnvironmentError
-from robometer_gym.reward_model import (
-    CheckpointError,
-    Clip,
-    Prediction,
-    RewardModel,
-    RewardModelError,
-)
-from robometer_gym.vector import RobometerVectorRewardWrapper, make_robometer_vec
-from robometer_gym.wrapper import RobometerRewardWrapper
+from robometer_gym._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from robometer_gym.model.predictor import RobometerRewardModel
+    from robometer_gym.models.loading import LazyRewardModel
+    from robometer_gym.models.robometer.predictor import RobometerRewardModel
+    from robometer_gym.reward_model import (
+        CheckpointError,
+        Clip,
+        Prediction,
+        RewardModel,
+        RewardModelError,
+    )
+    from robometer_gym.wrappers.frame_capture import FrameCapture, SubEnvironmentError
+    from robometer_gym.wrappers.record_episodes import RecordEpisodes
+    from robometer_gym.wrappers.single import RobometerRewardWrapper
+    from robometer_gym.wrappers.vector import RobometerVectorRewardWrapper, make_robometer_vec
 
 __all__ = [
     "CheckpointError",
     "Clip",
     "FrameCapture",
+    "LazyRewardModel",
     "Prediction",
+    "RecordEpisodes",
     "RewardModel",
     "RewardModelError",
     "RobometerRewardModel",
@@ -45,14 +49,31 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_NEEDS_TORCH = {"RobometerRewardModel": "robometer_gym.model.predictor"}
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        **dict.fromkeys(
+            ("CheckpointError", "Clip", "Prediction", "RewardModel", "RewardModelError"),
+            "robometer_gym.reward_model",
+        ),
+        "FrameCapture": "robometer_gym.wrappers.frame_capture",
+        "LazyRewardModel": "robometer_gym.models.loading",
+        "RecordEpisodes": "robometer_gym.wrappers.record_episodes",
+        "RobometerRewardModel": "robometer_gym.models.robometer.predictor",
+        "RobometerRewardWrapper": "robometer_gym.wrappers.single",
+        "RobometerVectorRewardWrapper": "robometer_gym.wrappers.vector",
+        "SubEnvironmentError": "robometer_gym.wrappers.frame_capture",
+        "make_robometer_vec": "robometer_gym.wrappers.vector",
+    },
+)
 
+if find_spec("gymnasium"):
+    import gymnasium
 
-def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
-        return getattr(import_module(_NEEDS_TORCH[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    # Gymnasium warns when an id is registered again, as a reload of this module would do.
+    if "robometer_gym/TabletopReach-v0" not in gymnasium.registry:
+        gymnasium.register(
+            "robometer_gym/TabletopReach-v0",
+            entry_point="robometer_gym.envs.tabletop:TabletopReachEnv",
+            max_episode_steps=100,
+        )

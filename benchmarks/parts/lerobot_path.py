@@ -31,8 +31,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from robometer_gym.model import RobometerModel
-from robometer_gym.model.processor import PHRASES
+from robometer_gym.models.robometer.network import RobometerModel
+from robometer_gym.models.robometer.network.processor import PHRASES
 
 if transformers.__version__.startswith("4."):  # the same things had other names there
     from transformers import Qwen2TokenizerFast as Tokenizer

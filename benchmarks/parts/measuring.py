@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from parts.floors import floor_ms
 from parts.subject import Answers, Subject, allocated, forget_peak, peak, timed
 from parts.windows import FULL, Cell, Window, blocks_to_read, episode
-from robometer_gym.model.images import smart_size
+from robometer_gym.models.robometer.network.images import smart_size
 
 __all__ = ["Measured", "Plan", "filled", "measure"]
 

@@ -13,12 +13,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from robometer_gym.model import RobometerConfig, RobometerModel, RobometerProcessor
-from robometer_gym.model.config import SPECIAL_TOKENS
-from robometer_gym.model.demo import byte_tokenizer, demo_config
-from robometer_gym.model.images import ImageSettings
-from robometer_gym.model.modeling import empty_model
-from robometer_gym.model.processor import PHRASES
+from robometer_gym.models.robometer.demo import byte_tokenizer, demo_config
+from robometer_gym.models.robometer.network import (
+    RobometerConfig,
+    RobometerModel,
+    RobometerProcessor,
+)
+from robometer_gym.models.robometer.network.config import SPECIAL_TOKENS
+from robometer_gym.models.robometer.network.images import ImageSettings
+from robometer_gym.models.robometer.network.modeling import empty_model
+from robometer_gym.models.robometer.network.processor import PHRASES
 
 __all__ = [
     "RELEASED_ROWS",

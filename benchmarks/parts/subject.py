@@ -30,7 +30,11 @@ from parts.models import (
 )
 from parts.windows import Window
 from robometer_gym import Clip, RobometerRewardModel
-from robometer_gym.model import RobometerConfig, RobometerModel, RobometerProcessor
+from robometer_gym.models.robometer.network import (
+    RobometerConfig,
+    RobometerModel,
+    RobometerProcessor,
+)
 
 __all__ = [
     "ARMS",

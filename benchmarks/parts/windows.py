@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from robometer_gym.frames import FrameHistory, Sampling
 from robometer_gym.reward_model import Frame
+from robometer_gym.tracking.window import FrameHistory, Sampling
 
 __all__ = ["FULL", "MAX_FRAMES", "Cell", "Window", "blocks_to_read", "episode", "picture"]
 

@@ -1,21 +1,18 @@
 """Episodes and videos: what a reward model is trained on and what it is asked to score.
 
-    env = RecordEpisodes(env, "rollouts")            # write rollouts of any environment
-    episodes = read_episodes("rollouts")             # read them, frame by frame as needed
-    episodes = read_lerobot("path/to/dataset")       # or a LeRobot dataset
+    episodes = read_episodes("rollouts")          # what RecordEpisodes wrote
+    episodes = read_lerobot("path/to/dataset")    # or a LeRobot dataset
 
 Needs no torch. Video files need PyAV and LeRobot datasets pyarrow, imported only when used.
 """
 
 from robometer_gym.data.episodes import Episode, EpisodeWriter, read_episodes
 from robometer_gym.data.lerobot import read_lerobot
-from robometer_gym.data.recorder import RecordEpisodes
 from robometer_gym.data.video import Video, VideoFrames, read_video, sample_at_fps, write_video
 
 __all__ = [
     "Episode",
     "EpisodeWriter",
-    "RecordEpisodes",
     "Video",
     "VideoFrames",
     "read_episodes",

@@ -20,8 +20,8 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
-from robometer_gym.frames import shrink
 from robometer_gym.reward_model import Frame, frame_cure
+from robometer_gym.tracking.window import shrink
 
 __all__ = ["Video", "VideoFrames", "read_video", "sample_at_fps", "write_video"]
 

@@ -17,11 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from robometer_gym.envs.drawing import draw_gripper, draw_table
 from robometer_gym.reward_model import Frame
 
-__all__ = ["COLOURS", "TASK", "TASKS", "TabletopReachEnv"]
+__all__ = ["COLORS", "ENV_ID", "TASK", "TASKS", "TabletopReachEnv"]
 
-COLOURS = ("red", "green", "blue")
+ENV_ID = "robometer_gym/TabletopReach-v0"
+"""Registered by `import robometer_gym`."""
+
+COLORS = ("red", "green", "blue")
 TASK = "move the gripper to the {} block"
-TASKS = tuple(TASK.format(colour) for colour in COLOURS)
+TASKS = tuple(TASK.format(colour) for colour in COLORS)
 """The three sentences, in the order of the blocks in the observation."""
 
 LAYOUTS = ("fixed", "random")
@@ -42,7 +45,7 @@ SLOWING = 0.2  # the share of the remaining way that the expert goes in one step
 class _Episode:
     task: str
     gripper: NDArray[np.float64]  # (2,)
-    blocks: NDArray[np.float64]  # (3, 2), in the order of COLOURS
+    blocks: NDArray[np.float64]  # (3, 2), in the order of COLORS
     rng: np.random.Generator  # the expert's own
     scene: Frame | None = None  # table and blocks, drawn when first needed
 
@@ -81,7 +84,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     Example:
         >>> import gymnasium as gym
-        >>> import robometer_gym.envs
+        >>> import robometer_gym
         >>> env = gym.make("robometer_gym/TabletopReach-v0", render_mode="rgb_array")
         >>> obs, info = env.reset(seed=0, options={"task": "move the gripper to the blue block"})
         >>> info["task"], env.render().shape
@@ -165,7 +168,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if self.render_mode is None:
             return None
         if now.scene is None:
-            now.scene = draw_table(dict(zip(COLOURS, now.blocks, strict=True)))
+            now.scene = draw_table(dict(zip(COLORS, now.blocks, strict=True)))
         return draw_gripper(now.scene, now.gripper)
 
     @property

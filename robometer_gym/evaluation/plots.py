@@ -17,9 +17,9 @@ from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
 from robometer_gym.evaluation.scoring import Scores
-from robometer_gym.frames import linspace_indices
 from robometer_gym.reward_model import Frame
-from robometer_gym.settings import RewardSettings
+from robometer_gym.tracking.settings import RewardSettings
+from robometer_gym.tracking.window import linspace_indices
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

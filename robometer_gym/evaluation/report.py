@@ -28,7 +28,7 @@ from robometer_gym.evaluation.plots import Run, plot_episodes
 from robometer_gym.evaluation.scoring import Scores
 from robometer_gym.evaluation.tables import file_stem, headline, markdown
 from robometer_gym.reward_model import Frame
-from robometer_gym.settings import RewardSettings
+from robometer_gym.tracking.settings import RewardSettings
 
 __all__ = ["EvaluatedEpisode", "Report", "Totals"]
 

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import robometer_gym
-from robometer_gym.episode import Stream
+from robometer_gym.evaluation.env_adapters import Moment, Stage, layers, stage_of
 from robometer_gym.evaluation.report import EvaluatedEpisode, Report
 from robometer_gym.evaluation.scoring import Scores
-from robometer_gym.evaluation.stages import Moment, Stage, layers, stage_of
 from robometer_gym.reward_model import Clip, Frame, Prediction, RewardModelError, check_prediction
-from robometer_gym.settings import check_count
+from robometer_gym.tracking.settings import check_count
+from robometer_gym.tracking.tracker import Stream
 
 __all__ = ["evaluate"]
 

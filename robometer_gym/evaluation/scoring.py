@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from robometer_gym.data.video import Video
-from robometer_gym.frames import FrameHistory
 from robometer_gym.reward_model import (
     Clip,
     Frame,
@@ -27,6 +26,7 @@ from robometer_gym.reward_model import (
     RewardModel,
     check_predictions,
 )
+from robometer_gym.tracking.window import FrameHistory
 
 __all__ = ["Scores", "score_frames", "score_video"]
 

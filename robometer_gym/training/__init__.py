@@ -1,27 +1,28 @@
-"""Train Robometer: the objective, the questions made of episodes, and the trainer.
+"""Train Robometer: the objective, the examples made of episodes, and the trainer.
 
     episodes = read_episodes("rollouts")
     train("lerobot/Robometer-4B", episodes, "outputs/mine")
 
-Needs torch and the extra "train" (peft, accelerate). Knows nothing of environments.
+Names are imported on first use: labels and augmentation need neither torch nor the extra "train"
+(peft, accelerate), the trainer needs both. Knows nothing of environments.
 """
 
-from importlib.util import find_spec
+from __future__ import annotations
 
-if missing := [name for name in ("accelerate", "peft") if find_spec(name) is None]:
-    raise ImportError(
-        f"robometer_gym.training needs {' and '.join(missing)}: pip install 'robometer-gym[train]'."
+from typing import TYPE_CHECKING
+
+from robometer_gym._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from robometer_gym.training.augmentation import Sampler, SamplingSettings
+    from robometer_gym.training.losses import LossWeights
+    from robometer_gym.training.trainer import (
+        LORA,
+        RobometerTrainer,
+        prepare_model,
+        train,
+        training_arguments,
     )
-
-from robometer_gym.training.losses import LossWeights
-from robometer_gym.training.sampling import Sampler, SamplingSettings
-from robometer_gym.training.trainer import (
-    LORA,
-    RobometerTrainer,
-    prepare_model,
-    train,
-    training_arguments,
-)
 
 __all__ = [
     "LORA",
@@ -33,3 +34,15 @@ __all__ = [
     "train",
     "training_arguments",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "LossWeights": "robometer_gym.training.losses",
+        **dict.fromkeys(("Sampler", "SamplingSettings"), "robometer_gym.training.augmentation"),
+        **dict.fromkeys(
+            ("LORA", "RobometerTrainer", "prepare_model", "train", "training_arguments"),
+            "robometer_gym.training.trainer",
+        ),
+    },
+)

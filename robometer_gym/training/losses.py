@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robometer_gym.model.modeling import Logits
+from robometer_gym.models.robometer.network.modeling import Logits
 
 __all__ = [
     "LossWeights",

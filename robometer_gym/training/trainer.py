@@ -23,11 +23,11 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from robometer_gym.data.episodes import Episode
-from robometer_gym.model.modeling import RobometerModel
-from robometer_gym.model.predictor import RobometerRewardModel
-from robometer_gym.model.processor import Encoded, RobometerProcessor
+from robometer_gym.models.robometer.network.modeling import RobometerModel
+from robometer_gym.models.robometer.network.processor import Encoded, RobometerProcessor
+from robometer_gym.models.robometer.predictor import RobometerRewardModel
+from robometer_gym.training.augmentation import Pair, Question, Sampler, SamplingSettings
 from robometer_gym.training.losses import LossWeights, Targets, robometer_loss
-from robometer_gym.training.sampling import Pair, Question, Sampler, SamplingSettings
 
 __all__ = ["LORA", "RobometerTrainer", "prepare_model", "train", "training_arguments"]
 

@@ -1,0 +1,1 @@
+"""The command robometer-gym: one module per command. Nothing else imports this package."""

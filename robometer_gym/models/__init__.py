@@ -1,0 +1,1 @@
+"""Reward models: how a name becomes one, and the implementations."""

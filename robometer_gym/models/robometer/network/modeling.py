@@ -1,0 +1,174 @@
+"""The network: Qwen3-VL's backbone and Robometer's three heads.
+
+Knows nothing of files, of frames or of text: it is given an `Encoded` batch.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3VLConfig, Qwen3VLModel
+
+from robometer_gym.models.robometer.network.config import RobometerConfig
+from robometer_gym.models.robometer.network.heads import PredictionHead
+from robometer_gym.models.robometer.network.processor import Encoded, RobometerProcessor
+from robometer_gym.models.robometer.network.vision import encode_images
+from robometer_gym.reward_model import CheckpointError
+
+__all__ = ["Logits", "Quantization", "RobometerModel", "check_together", "empty_model"]
+
+Quantization = Literal["int8", "nf4", "float8"]
+"""What the matrices of the language model can be converted to, see `model.quantize`."""
+
+
+class Logits(NamedTuple):
+    """What the heads say of a batch, sample after sample, all float32.
+
+    Attributes:
+        progress: (N, K), per picture, over the bins.
+        success: (N,), per picture.
+        preference: (M,), per preference question: above 0, A is the better.
+    """
+
+    progress: Tensor
+    success: Tensor
+    preference: Tensor
+
+
+class RobometerModel(nn.Module):
+    """Reads conversations and answers at some of their tokens.
+
+    The hidden state is the one after the language model's final norm. (The last of all hidden
+    states of Qwen3VLForConditionalGeneration is another in transformers 4.57.)
+
+    Args:
+        backbone: without a language-modelling head.
+        progress_bins: K, see `RobometerConfig`.
+
+    Example:
+        >>> from robometer_gym.models.robometer.demo import demo_config
+        >>> model = empty_model(demo_config())
+        >>> model.progress_head[4].out_features
+        10
+    """
+
+    def __init__(self, backbone: Qwen3VLModel, progress_bins: int) -> None:
+        super().__init__()
+        hidden_size = backbone.config.text_config.hidden_size
+        self.backbone = backbone
+        self.progress_head = PredictionHead(hidden_size, progress_bins)
+        self.preference_head = PredictionHead(hidden_size, 1)
+        self.success_head = PredictionHead(hidden_size, 1)
+        self.trainings = 0
+        """How often training has begun: what was computed before may be out of date."""
+        self.quantization: Quantization | None = None
+        """What the language model's matrices were converted to: they are not to be trained then."""
+
+    def train(self, mode: bool = True) -> RobometerModel:
+        """Set training or evaluation mode, and count the trainings."""
+        self.trainings += mode
+        super().train(mode)
+        return self
+
+    def forward(self, batch: Encoded) -> Logits:
+        """Answer every question of a batch."""
+        hidden = self._hidden_states(batch)
+        progress = _gather(hidden, batch.progress_at)
+        preference = _gather(hidden, batch.preference_at)
+        return Logits(
+            self.progress_head(progress),
+            self.success_head(progress)[:, 0],
+            self.preference_head(preference)[:, 0],
+        )
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep less memory in training, and compute the activations of each layer twice."""
+        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _hidden_states(self, batch: Encoded) -> Tensor:
+        """Return (B, L, D), in the backbone's dtype."""
+        device = self.backbone.device
+        grids = [(high, wide) for _, high, wide in batch.image_grid_thw.tolist()]
+        pictures = encode_images(self.backbone, batch.pixel_values.to(device), grids)
+        ids = batch.input_ids.to(device)
+        of_picture = ids == self.backbone.config.image_token_id
+        embeddings = self.backbone.get_input_embeddings()(ids)
+        embeddings = embeddings.masked_scatter(of_picture[..., None], pictures.embeddings)
+        hidden: Tensor = self.backbone.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=batch.attention_mask.to(device),
+            position_ids=batch.position_ids.to(device),
+            visual_pos_masks=of_picture,
+            deepstack_visual_embeds=list(pictures.deepstack),
+            use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+
+def _gather(hidden: Tensor, columns: list[Tensor]) -> Tensor:
+    """Return the states of (B, L, D) at each row's columns, one row after the other."""
+    return torch.cat([hidden[row, at.to(hidden.device)] for row, at in enumerate(columns)])
+
+
+@torch.random.fork_rng(devices=[])  # the caller's random numbers are his own
+def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> RobometerModel:
+    """Build the network on the meta device: shapes and names, but no weights.
+
+    Its computed buffers (the rotary frequencies) are real, and float32 whatever the dtype.
+    """
+    with torch.device("meta"):
+        backbone = Qwen3VLModel(_backbone_config(config.backbone)).to(dtype)
+        model = RobometerModel(backbone, config.progress_bins).to(dtype)
+    # Buffers depend neither on the layers nor on the vocabulary: a model without them has them too.
+    slim = _backbone_config(config.backbone)
+    slim.text_config.num_hidden_layers = slim.vision_config.depth = 0
+    slim.text_config.vocab_size = slim.vision_config.num_position_embeddings = 1
+    slim.vision_config.deepstack_visual_indexes = []
+    for name, buffer in Qwen3VLModel(slim).named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        setattr(backbone.get_submodule(owner), leaf, buffer)
+    return model.eval()
+
+
+def _backbone_config(config: dict[str, Any]) -> Qwen3VLConfig:
+    # A copy, because transformers 5 completes the dicts that it is given.
+    return Qwen3VLConfig(**{k: deepcopy(v) for k, v in config.items() if k != "model_type"})
+
+
+def check_together(model: RobometerModel, processor: RobometerProcessor) -> None:
+    """Raise unless a network and a processor belong together.
+
+    Raises:
+        CheckpointError: they disagree about the vocabulary or about how pictures are cut.
+    """
+    rows = model.backbone.get_input_embeddings().weight.shape[0]
+    tokens = len(processor.tokenizer)
+    if tokens != rows:
+        raise CheckpointError(
+            f"The embedding has {rows} rows, but the tokenizer with Robometer's special tokens has "
+            f"{tokens} entries: token ids would mean something else. "
+            "Name the tokenizer that the checkpoint was trained with: processor='Qwen/...'."
+        )
+    config = model.backbone.config
+    of_model = (
+        config.image_token_id,
+        config.vision_config.patch_size,
+        config.vision_config.spatial_merge_size,
+        config.vision_config.temporal_patch_size,
+    )
+    images = processor.images
+    of_processor = (
+        processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        images.patch_size,
+        images.merge_size,
+        images.temporal_patch_size,
+    )
+    if of_model != of_processor:
+        raise CheckpointError(
+            "The checkpoint and the processor disagree about (image token, patch size, merge "
+            f"size, temporal patch size): {of_model} and {of_processor}. "
+            "Name the right one with processor=..."
+        )

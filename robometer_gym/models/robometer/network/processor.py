@@ -1,0 +1,343 @@
+"""From clips to what the backbone reads: token ids, positions and patches.
+
+Writes out the conversation as Qwen3-VL's chat template would, so that the result does not depend
+on a template file or on a version of transformers. Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from robometer_gym.models.robometer.network.config import SPECIAL_TOKENS
+from robometer_gym.models.robometer.network.hub import find_files
+from robometer_gym.models.robometer.network.images import ImageSettings, image_grids
+from robometer_gym.reward_model import CheckpointError, Clip
+
+__all__ = ["Encoded", "RobometerProcessor", "picture_label", "picture_text", "token_positions"]
+
+# The wording is part of the checkpoint: robometer/data/collators/rbm_heads.py:378 and 482-513 at
+# c7f38e2. {task} is put in once, by replace, so that braces in a task stay as they are.
+_PROGRESS_PROMPT = (
+    "The task for the robot is '{task}'. Given the trajectory video, predict the task progress at "
+    "each frame, how far along the robot is towards completing the task, a float between 0 and 1, "
+    "where 0 is the starting state and 1 is when the task is completed. If the robot is not "
+    "performing the same task, predict 0 progress."
+)
+_PREFERENCE_PROMPT = (
+    "Given these two trajectories for the task '{task}', evaluate which one makes more progress "
+    "towards the task. Return A for the first trajectory and B for the second trajectory."
+)
+_PREFERENCE_ASKS_PROGRESS = (
+    " Also predict the task progress at each frame of the first trajectory, how far along the "
+    "robot is towards completing the task, a float between 0 and 1, where 0 is the starting state "
+    "and 1 is when the task is completed. If the robot is not performing the same task, predict 0 "
+    "progress."
+)
+
+_USER, _FIRST, _SECOND = "user\n", "This is Trajectory A. ", "This is Trajectory B. "
+_ASK_PREFERENCE = "Now predict the preference between the two trajectories."
+
+PHRASES = (
+    _USER,
+    *_PROGRESS_PROMPT.split("{task}"),
+    *_PREFERENCE_PROMPT.split("{task}"),
+    _PREFERENCE_ASKS_PROGRESS,
+    _FIRST,
+    _SECOND,
+    _ASK_PREFERENCE,
+)
+"""All that a model is ever told in words, but the tasks and the numbers of the pictures."""
+
+_TOKENIZER_FILE = "tokenizer.json"
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def progress_question(task: str) -> str:
+    """Return what the model is told before it sees the first picture."""
+    return f"<|im_start|>{_USER}{_PROGRESS_PROMPT.replace('{task}', task)}"
+
+
+def picture_label(number: int) -> str:
+    """Return how a picture is announced; pictures are numbered from 1 through a conversation."""
+    return f"Picture {number}: "
+
+
+def picture_text(tokens: int) -> str:
+    """Return what stands for a picture of so many tokens, to the token that is read after it."""
+    return f"<|vision_start|>{'<|image_pad|>' * tokens}<|vision_end|><|prog_token|>"
+
+
+class Sample(NamedTuple):
+    """One conversation, not yet padded to others.
+
+    Attributes:
+        ids: (L,) int64 token ids.
+        positions: (3, L) int64: time, height and width of each token.
+        patches: (P, 1536) float32, of all pictures.
+        grids: per picture, (h, w) in patches.
+        progress_at: (T,) int64, the columns of `ids` at which progress and success are read: one
+            per picture.
+        preference_at: (0,) or (1,) int64, the column at which the preference is read.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    patches: Tensor
+    grids: list[tuple[int, int]]
+    progress_at: Tensor
+    preference_at: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A batch of conversations, padded on the right.
+
+    Attributes:
+        input_ids: (B, L) int64.
+        attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
+        position_ids: (3, B, L) int64: time, height and width of each token.
+        pixel_values: (P, 1536) float32, the patches of all pictures of all samples.
+        image_grid_thw: (N, 3) int64, per picture 1 and its height and width in patches.
+        progress_at: per sample, the columns of `input_ids` at which progress and success are read,
+            (T,) int64: one per picture, those of A before those of B.
+        preference_at: per sample, the column at which the preference is read, (0,) or (1,) int64.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    progress_at: list[Tensor]
+    preference_at: list[Tensor]
+
+
+class RobometerProcessor:
+    """Turns clips into the backbone's inputs.
+
+    Args:
+        tokenizer: Qwen3-VL's; Robometer's five tokens are added to it if it lacks them.
+        images: how pictures are cut and normalised.
+        preference_asks_progress: see `RobometerConfig`.
+
+    Example:
+        >>> import numpy as np
+        >>> from robometer_gym.models.robometer.demo import byte_tokenizer
+        >>> processor = RobometerProcessor(byte_tokenizer(), ImageSettings())
+        >>> clip = Clip(np.zeros((2, 64, 64, 3), np.uint8), "open the drawer")
+        >>> encoded = processor.encode([clip])
+        >>> tuple(encoded.pixel_values.shape), len(encoded.progress_at[0])
+        ((32, 1536), 2)
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        images: ImageSettings,
+        *,
+        preference_asks_progress: bool = True,
+    ) -> None:
+        known = tokenizer.get_vocab()
+        tokenizer.add_tokens([t for t in SPECIAL_TOKENS if t not in known], special_tokens=True)
+        self.tokenizer = tokenizer
+        self.images = images
+        self.preference_asks_progress = preference_asks_progress
+        self._prog, self._pref, self._image, self._pad = (
+            tokenizer.convert_tokens_to_ids(token)
+            for token in ("<|prog_token|>", "<|pref_token|>", "<|image_pad|>", "<|endoftext|>")
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        preference_asks_progress: bool = True,
+    ) -> RobometerProcessor:
+        """Read tokenizer and image settings, and nothing else, from a folder or the hub.
+
+        Raises:
+            CheckpointError: not found, or not those of a Qwen3-VL model.
+        """
+        folder = find_files(
+            id_or_path,
+            (_TOKENIZER_FILE, *_IMAGE_FILES),
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        return cls(
+            _read_tokenizer(folder),
+            _read_image_settings(folder),
+            preference_asks_progress=preference_asks_progress,
+        )
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write tokenizer and image settings into a folder that exists."""
+        self.tokenizer.save_pretrained(path)
+        settings = json.dumps(self.images.to_dict(), indent=2)
+        (Path(path) / _IMAGE_FILES[0]).write_text(settings + "\n")
+
+    def encode(self, clips: Sequence[Clip]) -> Encoded:
+        """Encode progress questions, one per clip.
+
+        Args:
+            clips: B >= 1 clips; lengths, sizes and tasks may differ.
+        """
+        return self.collate([self.progress_sample(clip) for clip in clips])
+
+    def encode_preference(self, pairs: Sequence[tuple[Clip, Clip]]) -> Encoded:
+        """Encode preference questions, "is A better than B at A's task?": one answer per pair."""
+        return self.collate([self.preference_sample(a, b) for a, b in pairs])
+
+    def progress_sample(self, clip: Clip) -> Sample:
+        """Encode one progress question."""
+        return self._sample([progress_question(clip.task), clip])
+
+    def preference_sample(self, a: Clip, b: Clip) -> Sample:
+        """Encode one preference question; the task is that of `a`."""
+        prompt = _PREFERENCE_PROMPT.replace("{task}", a.task)
+        parts: list[str | Clip] = [
+            f"<|im_start|>{_USER}{prompt}",
+            _PREFERENCE_ASKS_PROGRESS if self.preference_asks_progress else "",
+            _FIRST,
+            a,
+            "<|split_token|>",
+            _SECOND,
+            b,
+            f"{_ASK_PREFERENCE}<|pref_token|>",
+        ]
+        return self._sample(parts)
+
+    def collate(self, samples: Sequence[Sample]) -> Encoded:
+        """Pad samples on the right to one length. Attention is causal, so padding is never seen."""
+        return _collate(samples, self._pad)
+
+    def token_ids(self, text: str) -> Tensor:
+        """Return (L,) int64; the texts of control tokens become those tokens."""
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def of_picture(self, ids: Tensor) -> Tensor:
+        """Return which token ids stand for a part of a picture, as bool of the same shape."""
+        found: Tensor = ids == self._image
+        return found
+
+    def _sample(self, parts: Sequence[str | Clip]) -> Sample:
+        text, patches, grids = [], [], []
+        for part in parts:
+            if isinstance(part, str):
+                text.append(part)
+                continue
+            for image in part.images:
+                cut, grid = self.images.patches(image)
+                patches.append(cut)
+                grids.append(grid)
+                text.append(picture_label(len(grids)) + picture_text(self.images.tokens(grid)))
+        text.append("<|im_end|>\n")
+        ids = self.token_ids("".join(text))
+        merged = [(h // self.images.merge_size, w // self.images.merge_size) for h, w in grids]
+        return Sample(
+            ids=ids,
+            positions=token_positions(self.of_picture(ids), merged),
+            patches=torch.cat(patches),
+            grids=grids,
+            progress_at=(ids == self._prog).nonzero()[:, 0],
+            preference_at=(ids == self._pref).nonzero()[:, 0],
+        )
+
+
+def _collate(samples: Sequence[Sample], pad_id: int) -> Encoded:
+    length = max(len(sample.ids) for sample in samples)
+    input_ids = torch.full((len(samples), length), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    position_ids = torch.zeros((3, *input_ids.shape), dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        end = len(sample.ids)
+        input_ids[row, :end] = sample.ids
+        attention_mask[row, :end] = 1
+        position_ids[:, row, :end] = sample.positions
+    return Encoded(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        pixel_values=torch.cat([sample.patches for sample in samples]),
+        image_grid_thw=image_grids([grid for sample in samples for grid in sample.grids]),
+        progress_at=[sample.progress_at for sample in samples],
+        preference_at=[sample.preference_at for sample in samples],
+    )
+
+
+def token_positions(is_image: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+    """Return (3, L): the rotary position of each token in time, height and width.
+
+    A text token stands one after its predecessor in all three. A picture stands still in time
+    while its rows and columns are counted; what follows stands after its longer side.
+
+    Source: get_rope_index of transformers' Qwen3VLModel; given in closed form here because its
+    signature and its needs change between versions.
+
+    Args:
+        is_image: (L,) bool, whether a token is a part of a picture.
+        grids: per picture, (rows, columns) in tokens.
+    """
+    spans, end, now = [], 0, 0
+    starts = (is_image & ~is_image.roll(1)).nonzero()[:, 0]  # a picture follows on no other
+    for start, (rows, columns) in zip(starts.tolist(), grids, strict=True):
+        spans.append((torch.arange(start - end) + now).expand(3, -1))
+        now += start - end
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        spans.append(torch.stack([torch.zeros_like(row), row, column]).reshape(3, -1) + now)
+        now += max(rows, columns)
+        end = start + rows * columns
+    spans.append((torch.arange(len(is_image) - end) + now).expand(3, -1))
+    return torch.cat(spans, dim=1)
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    file = folder / _TOKENIZER_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} has no {_TOKENIZER_FILE}. "
+            "Name a Qwen3-VL model that has one with processor=..."
+        )
+    try:
+        # From the file itself, which is all there is to it: what tokenizer_config.json adds is
+        # the name of a class, and that differs between versions of transformers.
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(file), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        )
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    needed = ("<|im_start|>", "<|vision_start|>", "<|image_pad|>")
+    if missing := [token for token in needed if token not in tokenizer.get_vocab()]:
+        raise CheckpointError(
+            f"The tokenizer in {folder} lacks {missing}: it is not that of a Qwen3-VL model."
+        )
+    return tokenizer
+
+
+def _read_image_settings(folder: Path) -> ImageSettings:
+    for name in _IMAGE_FILES:
+        if not (folder / name).is_file():
+            continue
+        try:
+            config: dict[str, Any] = json.loads((folder / name).read_text())
+            return ImageSettings.from_dict(config.get("image_processor", config))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / name} does not hold a Qwen3-VL image processor's settings: {error!r}."
+            ) from error
+    raise CheckpointError(
+        f"{folder} has neither {' nor '.join(_IMAGE_FILES)}. "
+        "Name a Qwen3-VL model that has one with processor=..."
+    )

@@ -1,0 +1,18 @@
+"""Stable-Baselines3: a VecEnv whose reward is a reward model, and a callback that logs it.
+
+Needs the extra "sb3".
+"""
+
+from gymnasium.error import DependencyNotInstalled
+
+try:
+    import stable_baselines3  # noqa: F401
+except ImportError as error:
+    raise DependencyNotInstalled(
+        "robometer_gym.sb3 needs stable-baselines3: pip install 'robometer-gym[sb3]'."
+    ) from error
+
+from robometer_gym.sb3.callback import RobometerCallback
+from robometer_gym.sb3.vec_env import VecRobometerReward, make_robometer_vec_env
+
+__all__ = ["RobometerCallback", "VecRobometerReward", "make_robometer_vec_env"]

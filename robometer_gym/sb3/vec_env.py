@@ -1,0 +1,352 @@
+"""Stable-Baselines3: VecRobometerReward pays a VecEnv from its cameras.
+
+Brings the EpisodeTracker what a `VecEnv` says and takes back what it decides. Knows nothing of when
+a prediction is due or of how progress becomes a reward. `make_robometer_vec_env` builds the whole
+stack, and `RobometerCallback` shows what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+)
+from typing_extensions import Unpack
+
+from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, RewardModelLike
+from robometer_gym.reward_model import check_task, check_tasks
+from robometer_gym.tracking.settings import RewardOptions, documented_by_settings, read_settings
+from robometer_gym.tracking.tracker import EpisodeTracker, Event, Step
+from robometer_gym.wrappers.env_kinds import check_kind, env_maker
+from robometer_gym.wrappers.frame_capture import (
+    CAPTURE,
+    REWARD,
+    Captures,
+    FrameCapture,
+    SubEnvironmentError,
+)
+from robometer_gym.wrappers.worker_failures import close_workers, naming_dead_workers
+
+__all__ = ["VecRobometerReward", "make_robometer_vec_env"]
+
+Infos = list[dict[str, Any]]
+
+
+@documented_by_settings
+class VecRobometerReward(VecEnvWrapper):
+    """Pays the agents from their cameras, and ends each episode where it sees success.
+
+    The same rewards, ends and infos as `RobometerRewardWrapper` gives for the same episodes.
+    Predictions that are due at one step are made in one batch, by one model in this process; the
+    new baseline of an environment that the model's verdict has ended takes a second call. Where
+    an episode ends because the model saw success, that environment is really reset, and no other:
+    `terminal_observation` is set and `TimeLimit.truncated` False, as at any true end.
+
+    `make_robometer_vec_env` builds the whole stack. By hand: `FrameCapture` around each
+    environment, `DummyVecEnv` or `SubprocVecEnv`, this, and everything else (`VecMonitor`,
+    `VecNormalize`, `VecFrameStack`, ...) outside.
+
+    Each environment's info has what `RobometerRewardWrapper` describes; the baseline of an episode
+    is in `reset_infos`. `set_options({"task": ...})` changes the task of the episodes that begin
+    with the next `reset`.
+
+    Args:
+        venv: a `DummyVecEnv` or `SubprocVecEnv` whose environments are in `FrameCapture`.
+        task: what the robots should do, in words: one for all, or one for each environment.
+        reward_model: see `RobometerRewardWrapper`. It lives in this process; workers have none.
+        **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
+
+    Raises:
+        ValueError: environments without `FrameCapture`, a wrapper between them and this, a setting
+            out of range, a camera that the env does not have, an empty task.
+        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
+        ResetNeeded: `step` before `reset`, or after an error.
+        SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
+            worker died. All episodes are over then.
+        CheckpointError: at the first reset, a model that cannot be loaded.
+        RewardModelError: an answer of the model that is no prediction; the episodes are over, too.
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+        >>> venv = VecRobometerReward(
+        ...     DummyVecEnv([lambda: FrameCapture(CountingEnv())] * 2),
+        ...     task="push the block",
+        ...     reward_model=ScriptedRewardModel(progress=[0.0, 0.0, 0.25, 0.5]),
+        ...     predict_every=1,
+        ... )
+        >>> _ = venv.reset()
+        >>> venv.step(np.array([0, 0]))[1].tolist()
+        [0.25, 0.5]
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        task: str | Sequence[str],
+        reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+        **settings: Unpack[RewardOptions],
+    ) -> None:
+        check_kind(venv, "VecEnv of Stable-Baselines3")
+        _check_bare(venv)
+        super().__init__(venv)
+        chosen = read_settings(VecRobometerReward, settings)
+        self._tasks = check_tasks(task, self.num_envs)
+        self._next_tasks = self._tasks
+        self.tracker = EpisodeTracker(chosen, reward_model, self.num_envs)
+        """What follows the episodes; its `watchers` are told what the model sees and says."""
+        self._captures = Captures()
+        here = not hasattr(venv, "processes")
+        with naming_dead_workers(venv):
+            # DummyVecEnv keeps rewards in single precision.
+            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), rewards=here)
+            for env in range(self.num_envs) if here else ():
+                venv.env_method("set_wrapper_attr", "raises_as", env, indices=env)
+        for problem in problems:
+            if problem is not None:
+                raise ValueError(problem)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The instruction of each environment's current episode, or of its next."""
+        return self.tracker.tasks(self._next_tasks)
+
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """Set what the next `reset` tells the environments; "task" changes their instruction.
+
+        Args:
+            options: one dict for all environments, or one for each.
+        """
+        each = options if isinstance(options, list) else [options or {}] * self.num_envs
+        if len(each) != self.num_envs:
+            raise ValueError(
+                f"options must be one dict, or one for each of the {self.num_envs} environments; "
+                f"got {len(each)}."
+            )
+        self._next_tasks = [
+            task if one.get("task") is None else check_task(one["task"])
+            for task, one in zip(self._tasks, each, strict=True)
+        ]
+        super().set_options(options)
+
+    def reset(self) -> Any:
+        """Begin episodes in all environments and predict their baselines, in one batch."""
+        self.tracker.close()  # also if an environment fails now
+        self.tracker.load()  # before the first frame is drawn
+        with naming_dead_workers(self.venv):
+            observations = self.venv.reset()
+        tasks, self._next_tasks = self._next_tasks, self._tasks
+        everyone = range(self.num_envs)
+        self._begin(everyone, [self.venv.reset_infos[env] for env in everyone], tasks)
+        return observations
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Tell the environments to make a step."""
+        if idle := self.tracker.idle():
+            raise ResetNeeded(
+                f"No episode is running in environment {idle[0]}: call reset() first."
+            )
+        with naming_dead_workers(self.venv):
+            self.venv.step_async(actions)
+
+    def step_wait(self) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], Infos]:
+        """Wait for the step and pay for it.
+
+        Returns:
+            observations, (N,) float64 rewards, (N,) dones, and infos.
+        """
+        try:
+            return self._step()
+        except BaseException:
+            self.tracker.close()  # what the others have done is lost: all begin anew
+            raise
+
+    def _step(self) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], Infos]:
+        with naming_dead_workers(self.venv):
+            observations, told_rewards, dones, told = self.venv.step_wait()
+        infos, ended = list(told), dones.tolist()
+        steps = [
+            self._event(env, info, reward, done)
+            for env, (info, reward, done) in enumerate(
+                zip(infos, told_rewards.tolist(), ended, strict=True)
+            )
+        ]
+        reset = [env for env, over in enumerate(ended) if over]
+        starts = self._starts(reset, [self.venv.reset_infos[env] for env in reset], self._tasks)
+        outcomes = self.tracker.advance([*steps, *starts])
+        saw_success = []  # where the environment itself would go on
+        for env, outcome in enumerate(outcomes[: self.num_envs]):
+            infos[env].update(outcome.info)
+            if outcome.terminated:
+                infos[env]["TimeLimit.truncated"] = False  # also if success came with the limit
+                if not ended[env]:
+                    saw_success.append(env)
+        for env, outcome in zip(reset, outcomes[self.num_envs :], strict=True):
+            self.reset_infos[env].update(outcome.info)
+        if saw_success:
+            self._end_episodes(saw_success, observations, infos)
+            dones[saw_success] = True
+        rewards = np.array([outcome.reward for outcome in outcomes[: self.num_envs]])
+        return observations, rewards, dones, infos
+
+    def _event(self, env: int, info: dict[str, Any], reward: float, done: bool) -> Event:
+        """What has happened in one environment; nothing need be said of a step without a frame."""
+        capture = info.pop(CAPTURE, None)
+        if capture is None:
+            return Step(env, float(info.pop(REWARD, reward)), False, False, None)
+        truncated = info["TimeLimit.truncated"]
+        return self._captures.event(env, capture, "", done and not truncated, truncated)
+
+    def _starts(
+        self, envs: Sequence[int], infos: Sequence[dict[str, Any]], tasks: Sequence[str]
+    ) -> list[Event]:
+        """Keep what environments said at their reset, and say that their episodes start."""
+        starts = []
+        for env, info in zip(envs, infos, strict=True):
+            self.reset_infos[env] = dict(info)
+            capture = self.reset_infos[env].pop(CAPTURE)
+            starts.append(self._captures.event(env, capture, tasks[env]))
+        return starts
+
+    def _begin(
+        self, envs: Sequence[int], infos: Sequence[dict[str, Any]], tasks: Sequence[str]
+    ) -> None:
+        outcomes = self.tracker.advance(self._starts(envs, infos, tasks))
+        for env, outcome in zip(envs, outcomes, strict=True):
+            self.reset_infos[env].update(outcome.info)
+
+    def _end_episodes(self, envs: Sequence[int], observations: Any, infos: Infos) -> None:
+        """Reset environments that do not know that their episode is over, as a VecEnv does."""
+        with naming_dead_workers(self.venv):
+            begun = self.venv.env_method("reset", indices=envs)
+        for env, (observation, _) in zip(envs, begun, strict=True):
+            infos[env]["terminal_observation"] = _exchange(observations, env, observation)
+        self._begin(envs, [info for _, info in begun], self._tasks)
+
+    def close(self) -> None:
+        """End all episodes and close the environments; no worker stays behind."""
+        self.tracker.close()
+        close_workers(self.venv, super().close)
+
+
+def _check_bare(venv: VecEnv) -> None:
+    """Refuse what would be reset wrongly."""
+    if isinstance(venv, VecEnvWrapper):
+        raise ValueError(
+            f"VecRobometerReward goes directly around DummyVecEnv or SubprocVecEnv, got "
+            f"{type(venv).__name__}: an episode that ends because the model saw success would be "
+            "reset past it. Put it outside."
+        )
+    if any(type(process).__name__ == "ForkProcess" for process in getattr(venv, "processes", ())):
+        raise ValueError(
+            "SubprocVecEnv(..., start_method='fork') would wait for ever should a worker die: each "
+            "worker holds the pipes of others open. Use 'forkserver', SB3's default, or 'spawn'."
+        )
+    if not all(venv.env_is_wrapped(FrameCapture)):
+        raise ValueError(
+            "Each environment must be in a FrameCapture, or its last frame would be lost: "
+            "make_robometer_vec_env does it, or "
+            "make_vec_env(..., wrapper_class=FrameCapture)."
+        )
+
+
+def _exchange(observations: Any, env: int, new: Any) -> Any:
+    """Put one environment's observation into those of all; return what was there."""
+    if isinstance(observations, dict):
+        return {key: _exchange(every, env, new[key]) for key, every in observations.items()}
+    if isinstance(observations, tuple):
+        return tuple(_exchange(e, env, n) for e, n in zip(observations, new, strict=True))
+    old = observations[env].copy()
+    observations[env] = new
+    return old
+
+
+@documented_by_settings
+def make_robometer_vec_env(
+    env_id: str | Callable[..., gym.Env[Any, Any]],
+    task: str | Sequence[str],
+    n_envs: int = 1,
+    reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+    *,
+    seed: int | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] = DummyVecEnv,
+    vec_env_kwargs: dict[str, Any] | None = None,
+    wrapper_class: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None,
+    monitor_file: str | None = None,
+    **settings: Unpack[RewardOptions],
+) -> VecMonitor:
+    """Make environments for Stable-Baselines3 that are paid by a reward model.
+
+    As SB3's `make_vec_env`, but with everything in its right place. From the inside: the
+    environment, `wrapper_class`, `FrameCapture`, the VecEnv, `VecRobometerReward`, `VecMonitor` (so
+    that `rollout/ep_rew_mean`, `evaluate_policy` and `EvalCallback` see what is paid and where
+    episodes end).
+
+    Args:
+        env_id: an id, or a function or class that makes an environment.
+        task: see `VecRobometerReward`.
+        n_envs: how many.
+        reward_model: see `VecRobometerReward`.
+        seed: of the first environment and its action space; the next has the next one.
+        env_kwargs: for `gym.make`, or for the function. An id is made with
+            render_mode="rgb_array" unless they say otherwise.
+        vec_env_cls: DummyVecEnv steps them one after the other, SubprocVecEnv in processes.
+        vec_env_kwargs: for `vec_env_cls`: `start_method`.
+        wrapper_class: applied to each environment.
+        monitor_file: where `VecMonitor` logs episodes, if anywhere.
+        **settings: see `robometer_gym.tracking.settings.RewardSettings`.
+
+    Raises:
+        ValueError: see `VecRobometerReward`.
+        TypeError: an environment that is made already; a setting that is none.
+        SubEnvironmentError: a worker process could not make its environment.
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+        >>> model = ScriptedRewardModel(progress=lambda clip: clip.steps[-1] / 8)
+        >>> kwargs = {"lengths": [4]}
+        >>> venv = make_robometer_vec_env(CountingEnv, "push it", 2, model, env_kwargs=kwargs)
+        >>> _ = venv.reset()
+        >>> infos = [venv.step(np.array([0, 0]))[3] for _ in range(4)][-1]
+        >>> float(infos[0]["episode"]["r"])
+        0.5
+    """
+    check_tasks(task, n_envs)
+    read_settings(make_robometer_vec_env, settings)  # before an environment is made
+    make = env_maker(env_id, env_kwargs)
+
+    def captured(rank: int) -> gym.Env[Any, Any]:
+        env = make()
+        if seed is not None:
+            env.action_space.seed(seed + rank)
+        return FrameCapture(env if wrapper_class is None else wrapper_class(env))
+
+    makers: list[Callable[[], gym.Env[Any, Any]]] = [
+        partial(captured, rank) for rank in range(n_envs)
+    ]
+    try:
+        venv = vec_env_cls(makers, **(vec_env_kwargs or {}))
+    except (EOFError, ConnectionError) as error:  # all that SubprocVecEnv has to say
+        raise SubEnvironmentError(
+            "An environment could not be made in its worker process; what it raised went to its "
+            "standard error. vec_env_cls=DummyVecEnv would raise it here."
+        ) from error
+    try:
+        venv.seed(seed)
+        paid = VecRobometerReward(venv, task, reward_model, **settings)
+    except BaseException:
+        venv.close()
+        raise
+    return VecMonitor(paid, monitor_file)

@@ -1,0 +1,1 @@
+"""The rules of an episode: windows, predictions, rewards, success. Needs numpy and Pillow only."""

@@ -1,0 +1,1 @@
+"""Gymnasium wrappers: scalar and vector environments whose reward is a reward model."""

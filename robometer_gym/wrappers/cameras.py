@@ -1,0 +1,132 @@
+"""Where an environment's frames come from, and what may pass as a frame.
+
+Knows nothing of episodes or models: it is asked for the frames of now, and gives arrays that
+nobody else will write to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from robometer_gym.reward_model import Frame
+from robometer_gym.tracking.settings import Camera
+from robometer_gym.tracking.window import FrameCopier, shrink
+
+__all__ = ["Cameras"]
+
+_BLACK = (
+    "Frame from {source} is entirely black, so the model would judge nothing. "
+    "Is the renderer working (headless machines: MUJOCO_GL=egl), and the camera name right?"
+)
+
+
+class Cameras:
+    """Reads one frame per camera from an environment.
+
+    Args:
+        camera: see `robometer_gym.tracking.settings.RewardSettings`.
+        frame_size: shortest edge of the frames in pixels, or None.
+        env: the environment to be read, to refuse at once what cannot work.
+
+    Raises:
+        ValueError: the env was made without render_mode="rgb_array", or its observation has no
+            such key.
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv
+        >>> env = CountingEnv(size=(480, 640))
+        >>> observation, _ = env.reset()
+        >>> Cameras("render", 240, env).read(env, observation)["render"].shape
+        (240, 320, 3)
+    """
+
+    def __init__(
+        self,
+        camera: Camera | Mapping[str, Camera],
+        frame_size: int | None,
+        env: gym.Env[Any, Any],
+    ) -> None:
+        if isinstance(camera, Mapping):
+            self._cameras = dict(camera)
+        else:
+            self._cameras = {camera if isinstance(camera, str) else "camera": camera}
+        self._copiers = {name: FrameCopier() for name in self._cameras}
+        self._frame_size = frame_size
+        for source in self._cameras.values():
+            self._check(source, env)
+
+    @staticmethod
+    def _check(source: Camera, env: gym.Env[Any, Any]) -> None:
+        if source == "render":
+            if env.render_mode != "rgb_array":
+                raise ValueError(
+                    "camera='render' needs an env made with render_mode='rgb_array', "
+                    f"got render_mode={env.render_mode!r}: "
+                    "gym.make(..., render_mode='rgb_array'), or give an observation key as camera."
+                )
+        elif isinstance(source, str):
+            space = env.observation_space
+            keys = sorted(space.spaces) if isinstance(space, gym.spaces.Dict) else []
+            if source not in keys:
+                have = f"its keys are {keys}" if keys else f"it is a {type(space).__name__}"
+                raise ValueError(
+                    f"camera {source!r} is not a key of the observation: {have}. "
+                    "Use 'render', a key, or a function of (env, observation)."
+                )
+
+    def read(self, env: gym.Env[Any, Any], observation: Any) -> dict[str, Frame]:
+        """Take one frame from each camera.
+
+        Args:
+            env: the environment, for "render" and functions.
+            observation: its latest observation, for keys and functions.
+
+        Returns:
+            Name of the camera to (H, W, 3) uint8 RGB in [0, 255], shrunk to `frame_size`, copied
+            from whatever buffer the source may use again.
+
+        Raises:
+            ValueError: a frame of another shape or dtype, or a black one.
+        """
+        return {name: self._take(name, env, observation) for name in self._cameras}
+
+    def _take(self, name: str, env: gym.Env[Any, Any], observation: Any) -> Frame:
+        frame = self._look(self._cameras[name], env, observation)
+        small = shrink(frame, self._frame_size)
+        return self._copiers[name].copy(frame) if small is frame else small
+
+    def _look(self, source: Camera, env: gym.Env[Any, Any], observation: Any) -> Frame:
+        if source == "render":
+            frame: Any = env.render()
+            if frame is None:
+                raise ValueError(
+                    "env.render() returned None: make the env with render_mode='rgb_array', "
+                    "or give an observation key as camera."
+                )
+            return _check_frame(frame, "env.render()")
+        if isinstance(source, str):
+            if source not in observation:
+                raise ValueError(
+                    f"The observation has no {source!r}, although its space has: "
+                    f"its keys are {sorted(observation)}."
+                )
+            return _check_frame(observation[source], f"observation[{source!r}]")
+        return _check_frame(source(env, observation), "the camera function")
+
+
+def _check_frame(frame: Any, source: str) -> Frame:
+    shape: Any = getattr(frame, "shape", ())
+    dtype = getattr(frame, "dtype", type(frame).__name__)
+    if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8 or 0 in shape:
+        raise ValueError(
+            f"Frame from {source} must be (H, W, 3) uint8 RGB; got {tuple(shape)} {dtype}. "
+            "Give camera=lambda env, observation: ... that converts it."
+        )
+    # Nearly every frame is cleared by its middle row; only a suspect is looked at in full.
+    if not frame[len(frame) // 2].any() and not frame.any():
+        raise ValueError(_BLACK.format(source=source))
+    return np.asarray(frame)

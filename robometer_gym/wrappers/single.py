@@ -1,0 +1,188 @@
+"""RobometerRewardWrapper: the reward of one Gymnasium environment from its camera.
+
+Brings the EpisodeTracker what `gymnasium.Env` says and takes back what it decides. Knows nothing
+of when a prediction is due, of windows, or of how progress becomes a reward.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import RecordConstructorArgs
+from typing_extensions import Unpack
+
+from robometer_gym.models.loading import (
+    DEFAULT_REWARD_MODEL,
+    RewardModelLike,
+    check_reward_model_like,
+)
+from robometer_gym.reward_model import Frame, check_task
+from robometer_gym.tracking.settings import RewardOptions, documented_by_settings, read_settings
+from robometer_gym.tracking.tracker import EpisodeTracker, Start, Step
+from robometer_gym.wrappers.cameras import Cameras
+from robometer_gym.wrappers.env_kinds import check_kind
+
+__all__ = ["RobometerRewardWrapper"]
+
+
+def _check_unwrapped(env: gym.Env[Any, Any]) -> None:
+    """Refuse an environment that is paid by a model already: its reward is not its own."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, RobometerRewardWrapper):
+            raise ValueError(
+                "This environment is in a RobometerRewardWrapper already. For several cameras give "
+                "camera a dict; for other settings make the environment anew."
+            )
+        env = env.env
+
+
+class _SharedModel(dict[str, Any]):
+    """Constructor arguments whose copies share a live model: it may hold gigabytes, or a socket."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedModel:
+        model = self["reward_model"]
+        return _SharedModel(deepcopy(dict(self), {**memo, id(model): model}))
+
+
+@documented_by_settings
+class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Pays the agent from the camera, and ends the episode when it sees success.
+
+    A prediction is made at reset (the baseline), every `predict_every` steps, and at the last
+    step. Frames are taken only then. Observations, seeds and the environment's random state are
+    left alone. Wrap it outside `TimeLimit` (which `gym.make` applies) and inside
+    `RecordEpisodeStatistics` or SB3's `Monitor`, so that they count what the agent is paid.
+
+    `step` returns the reward as a float; `terminated` also where the model detected success; and
+    adds to `info`:
+
+    - `robometer/progress`: the latest progress, in [0, 1]; NaN while none is known.
+    - `robometer/success_prob`: the latest success probability, in [0, 1]; NaN likewise.
+    - `robometer/success`: bool, whether success was detected in this episode.
+    - `robometer/predicted`: bool, whether there was a prediction at this very step.
+    - `env_reward`: the environment's own reward, untouched.
+    - `is_success`: only at the end, and only if the environment reports neither `is_success` nor
+      `success` itself: whether success was detected. Else it is the environment's, untouched.
+    - `robometer/errors`: where `on_error` is not "raise", how many predictions have failed.
+
+    `reset` adds the `robometer/...` infos of the baseline. `reset(options={"task": ...})` changes
+    the task for that episode; all options go on to the environment.
+
+    Args:
+        env: any environment; made with render_mode="rgb_array" unless `camera` says otherwise.
+        task: what the robot should do, in words.
+        reward_model: a hub id or a folder, loaded at the first reset and once per process; "demo";
+            or any object with `predict`, which copies of this wrapper's spec then share.
+        **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
+
+    Raises:
+        ValueError: an environment that is wrapped already, a setting out of range, a camera that
+            the env does not have, an empty task; at reset and step, a frame that is black or not
+            (H, W, 3) uint8.
+        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
+        ResetNeeded: `step` before `reset`, or after the episode has ended; a frame that was
+            refused ends it, a model that failed does not.
+        CheckpointError: at the first reset, a model that cannot be loaded.
+        RewardModelError: an answer of the model that is no prediction (a NaN, say).
+
+    Example:
+        >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+        >>> env = RobometerRewardWrapper(
+        ...     CountingEnv(lengths=[4]),
+        ...     task="push the block",
+        ...     reward_model=ScriptedRewardModel(progress=[0.125, 0.5, 0.75]),
+        ...     predict_every=2,
+        ... )
+        >>> _, info = env.reset(seed=0)
+        >>> info["robometer/progress"]
+        0.125
+        >>> [env.step(0)[1] for _ in range(4)]
+        [0.0, 0.375, 0.0, 0.25]
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        task: str,
+        reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+        **settings: Unpack[RewardOptions],
+    ) -> None:
+        check_kind(env, "gymnasium.Env")
+        _check_unwrapped(env)
+        chosen = read_settings(RobometerRewardWrapper, settings)
+        reward_model = check_reward_model_like(reward_model)
+        self._task = check_task(task)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True)
+        self._saved_kwargs = _SharedModel(
+            task=task,
+            reward_model=reward_model,
+            **{name: getattr(chosen, name) for name in settings},
+        )
+        gym.Wrapper.__init__(self, env)
+        self._cameras = Cameras(chosen.camera, chosen.frame_size, env)
+        self.tracker = EpisodeTracker(chosen, reward_model)
+        """What follows the episode; its `watchers` are told what the model sees and says."""
+
+    @property
+    def task(self) -> str:
+        """The instruction of the current episode; before the first, the one given at the start."""
+        return self.tracker.tasks([self._task])[0]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode and predict its baseline.
+
+        Args:
+            seed: goes to the environment.
+            options: goes to the environment; "task" is this episode's instruction.
+        """
+        task = (options or {}).get("task")
+        task = self._task if task is None else check_task(task)
+        self.tracker.end(0)  # also if the environment fails now
+        self.tracker.load()  # before the first frame is drawn
+        observation, info = self.env.reset(seed=seed, options=options)
+        frames = self._cameras.read(self.env, observation)
+        (begun,) = self.tracker.advance([Start(0, task, frames)])
+        return observation, {**info, **begun.info}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Make one step and pay for it; see the class for what `info` holds."""
+        if not self.tracker.running(0):
+            raise ResetNeeded(
+                "No episode is running: call reset() first. "
+                "(An episode also ends when success is detected; see terminate_on_success.)"
+            )
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        due = self.tracker.due(0, ended=bool(terminated or truncated))
+        step = Step(
+            env=0,
+            reward=float(reward),
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+            frames=self._look(observation) if due else None,
+            reports_success="is_success" in info or "success" in info,
+        )
+        (outcome,) = self.tracker.advance([step])
+        return (
+            observation,
+            outcome.reward,
+            outcome.terminated,
+            step.truncated,
+            {**info, **outcome.info},
+        )
+
+    def _look(self, observation: Any) -> dict[str, Frame]:
+        try:
+            return self._cameras.read(self.env, observation)
+        except BaseException:
+            self.tracker.end(0)  # a frame is missing: what was seen no longer fits
+            raise
+
+    def close(self) -> None:
+        """End the episode and close the environment."""
+        self.tracker.close()
+        super().close()
