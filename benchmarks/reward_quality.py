@@ -46,7 +46,7 @@ from robometer_gym.evaluation import (
     score_frames,
     value_order_correlation,
 )
-from robometer_gym.models.loading import load_reward_model
+from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.training import Sampler, SamplingSettings
 from robometer_gym.training.augmentation import Pair
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.attempts < 6:
         parser.error("--attempts must be >= 6: each task needs some of its own")
-    model = measure(load_reward_model(chosen.model), chosen.attempts)
+    model = measure(LazyRewardModel(chosen.model).load(), chosen.attempts)
     clock = measure(Clock(), chosen.attempts)
     print(f"| held-out, {chosen.attempts} attempts of each kind | {chosen.model} | clock | bar |")
     print("|---|---|---|---|")

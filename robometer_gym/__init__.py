@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         RewardModel,
         RewardModelError,
     )
+    from robometer_gym.tracking.recorder import RecordTraces
+    from robometer_gym.tracking.replay import replay
+    from robometer_gym.tracking.trace import EpisodeTrace, read_traces
     from robometer_gym.wrappers.frame_capture import FrameCapture, SubEnvironmentError
     from robometer_gym.wrappers.record_episodes import RecordEpisodes
     from robometer_gym.wrappers.single import RobometerRewardWrapper
@@ -33,10 +36,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "Clip",
+    "EpisodeTrace",
     "FrameCapture",
     "LazyRewardModel",
     "Prediction",
     "RecordEpisodes",
+    "RecordTraces",
     "RewardModel",
     "RewardModelError",
     "RobometerRewardModel",
@@ -45,6 +50,8 @@ __all__ = [
     "SubEnvironmentError",
     "__version__",
     "make_robometer_vec",
+    "read_traces",
+    "replay",
 ]
 
 __version__ = "0.1.0"
@@ -56,14 +63,18 @@ __getattr__, __dir__ = lazy_names(
             ("CheckpointError", "Clip", "Prediction", "RewardModel", "RewardModelError"),
             "robometer_gym.reward_model",
         ),
+        "EpisodeTrace": "robometer_gym.tracking.trace",
         "FrameCapture": "robometer_gym.wrappers.frame_capture",
         "LazyRewardModel": "robometer_gym.models.loading",
         "RecordEpisodes": "robometer_gym.wrappers.record_episodes",
+        "RecordTraces": "robometer_gym.tracking.recorder",
         "RobometerRewardModel": "robometer_gym.models.robometer.predictor",
         "RobometerRewardWrapper": "robometer_gym.wrappers.single",
         "RobometerVectorRewardWrapper": "robometer_gym.wrappers.vector",
         "SubEnvironmentError": "robometer_gym.wrappers.frame_capture",
         "make_robometer_vec": "robometer_gym.wrappers.vector",
+        "read_traces": "robometer_gym.tracking.trace",
+        "replay": "robometer_gym.tracking.replay",
     },
 )
 

@@ -6,7 +6,6 @@ this module and neither imports the other. Knows nothing of environments, reward
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,13 @@ from typing import NoReturn, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from robometer_gym.validation import check_task, frame_hint
+
 __all__ = [
     "CheckpointError",
     "Clip",
     "Frame",
+    "NamedRewardModel",
     "Prediction",
     "ReleasesStreams",
     "RewardModel",
@@ -27,19 +29,13 @@ __all__ = [
     "check_answers",
     "check_prediction",
     "check_predictions",
-    "check_task",
-    "check_tasks",
-    "frame_cure",
+    "model_name",
 ]
 
 Frame = NDArray[np.uint8]
 """One picture: (H, W, 3) uint8 RGB in [0, 255]."""
 
 _UINT8 = np.dtype(np.uint8)  # a type that is not looked up each time it is compared
-
-# Chat models write their control tokens <|name|>. In a task they would be read as such, and
-# "<|prog_token|>" would even change how many predictions come back.
-_CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 
 
 class RewardModelError(RuntimeError):
@@ -48,79 +44,6 @@ class RewardModelError(RuntimeError):
 
 class CheckpointError(RewardModelError):
     """A checkpoint cannot be found, read or trusted; the message says what to do about it."""
-
-
-def check_task(task: object) -> str:
-    """Return `task` if it can be an instruction.
-
-    Raises:
-        TypeError: it is not a string.
-        ValueError: it is empty or blank, holds half a character, or the text of a control token.
-    """
-    if not isinstance(task, str):
-        raise TypeError(f"task must be a string such as 'open the drawer', got {task!r}.")
-    if not task.strip():
-        raise ValueError(
-            f"task must say what the robot should do, got {task!r}. "
-            "Write it as one would tell a person: 'open the drawer'."
-        )
-    if found := _CONTROL_TOKEN.search(task):
-        raise ValueError(
-            f"task must not contain the model's control tokens, got {found.group()!r} in {task!r}. "
-            "Remove it."
-        )
-    try:
-        task.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"task must be text that has an encoding in UTF-8, got {task!r}: character "
-            f"{error.start} is half of a pair (a surrogate). Remove it, or read the text as UTF-8."
-        ) from None
-    return task
-
-
-def check_tasks(task: object, num_envs: int) -> list[str]:
-    """Return one instruction per environment: `task` for all, or those of a sequence or array.
-
-    Raises:
-        TypeError: no string, and no sequence of strings.
-        ValueError: not one per environment, one of them is no instruction, or no environments.
-    """
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise ValueError(f"the number of environments must be an integer >= 1, got {num_envs!r}.")
-    if isinstance(task, np.ndarray):
-        task = task.tolist()
-    if isinstance(task, str):
-        return [check_task(task)] * num_envs
-    if not isinstance(task, Sequence):
-        raise TypeError(
-            "task must be a string such as 'open the drawer', or a sequence of them, one for each "
-            f"environment; got {task!r}."
-        )
-    if len(task) != num_envs:
-        raise ValueError(
-            f"task must be one instruction, or one for each of the {num_envs} environments; "
-            f"got {len(task)}."
-        )
-    return [check_task(each) for each in task]
-
-
-def frame_cure(frame: object) -> str:
-    """Return what to do about something that should have been a frame, (H, W, 3) uint8."""
-    shape = tuple(getattr(frame, "shape", ()))
-    if not isinstance(frame, np.ndarray):
-        return "Convert it with np.asarray(frames), a torch tensor with frames.numpy()."
-    if len(shape) == 2 and shape[1] == 3:
-        return "This is one picture: frames[None] makes a clip of one frame of it."
-    if len(shape) == 2 or shape[2:] == (1,):
-        return "Repeat grey pictures: np.repeat(frames.reshape(T, H, W, 1), 3, axis=-1)."
-    if shape[2:] == (4,):
-        return "Drop the alpha channel: frames[..., :3]."
-    if len(shape) == 3 and shape[0] == 3 != shape[2]:
-        return "Transpose channel-first video with np.moveaxis(frames, 1, -1)."
-    if frame.dtype.kind == "f":
-        return "Convert floats in [0, 1] with (frames * 255).round().astype(np.uint8)."
-    return "Give RGB pictures of one size, oldest first."
 
 
 class Clip:
@@ -178,7 +101,7 @@ class Clip:
                 self._refuse(image)
             if image.dtype != _UINT8:
                 raise TypeError(
-                    f"frames must be uint8 in [0, 255], got {image.dtype}. {frame_cure(image)}"
+                    f"frames must be uint8 in [0, 255], got {image.dtype}. {frame_hint(image)}"
                 )
             if image.shape != first.shape:
                 raise ValueError(
@@ -201,7 +124,7 @@ class Clip:
         came = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))}"
         raise ValueError(
             f"frames must be (T, H, W, 3) uint8 arrays; got {len(self.images)} frames of {came}. "
-            f"{frame_cure(image)}"
+            f"{frame_hint(image)}"
         )
 
     @cached_property
@@ -272,6 +195,21 @@ class ReleasesStreams(Protocol):
     def release(self, stream: Hashable) -> None:
         """Forget `stream`: its episode is over and will not be asked about again."""
         ...
+
+
+@runtime_checkable
+class NamedRewardModel(Protocol):
+    """A reward model with a name of its own, which reports and traces carry."""
+
+    @property
+    def name(self) -> str:
+        """Where the model comes from, such as "lerobot/Robometer-4B"."""
+        ...
+
+
+def model_name(model: object) -> str:
+    """Return the name of a reward model: its own, or that of its class."""
+    return model.name if isinstance(model, NamedRewardModel) else type(model).__name__
 
 
 def check_predictions(clips: Sequence[Clip], predictions: object) -> list[Prediction]:

@@ -152,7 +152,8 @@ import gymnasium as gym
 from robometer_gym import RobometerRewardWrapper, make_robometer_vec
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 
-for env in (CountingEnv(lengths=[3]), gym.make("robometer_gym/TabletopReach-v0", render_mode="rgb_array")):
+tabletop = gym.make("robometer_gym/TabletopReach-v0", render_mode="rgb_array")
+for env in (CountingEnv(lengths=[3]), tabletop):
     env = RobometerRewardWrapper(env, task="open the drawer", reward_model=ScriptedRewardModel())
     env.reset(seed=0)
     for _ in range(3):

@@ -15,10 +15,9 @@ from robometer_gym.reward_model import (
     check_answers,
     check_prediction,
     check_predictions,
-    check_task,
-    check_tasks,
 )
 from robometer_gym.testing import ScriptedRewardModel
+from robometer_gym.validation import check_task, check_tasks
 
 TASK = "open the drawer"
 

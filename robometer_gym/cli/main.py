@@ -27,9 +27,10 @@ from robometer_gym.data import Episode, read_episodes, read_lerobot, read_video
 from robometer_gym.data.episodes import OUTCOMES
 from robometer_gym.evaluation import Scores, evaluate, plot_losses, plot_scores, score_video
 from robometer_gym.evaluation.tables import plain_text
-from robometer_gym.models import loading
-from robometer_gym.reward_model import RewardModel, RewardModelError, check_task
+from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel
+from robometer_gym.reward_model import RewardModel, RewardModelError
 from robometer_gym.tracking.settings import RewardSettings
+from robometer_gym.validation import check_task
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
 __all__ = ["main"]
@@ -181,7 +182,7 @@ def _add_score_frames(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        default=loading.DEFAULT_REWARD_MODEL,
+        default=DEFAULT_REWARD_MODEL,
         help="hub id, folder, or 'demo' (default: %(default)s)",
     )
     parser.add_argument(
@@ -301,9 +302,9 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _load(arguments: argparse.Namespace) -> RewardModel:
     options = ("device", "dtype", "processor", "quantization")
     try:
-        return loading.load_reward_model(
+        return LazyRewardModel(
             arguments.model, **{name: getattr(arguments, name) for name in options}
-        )
+        ).load()
     except ImportError as error:
         raise DependencyNotInstalled(str(error)) from error
 
@@ -417,7 +418,7 @@ def _bar(value: float) -> str:
 
 def _demo(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = loading.load_reward_model("demo")
+    model = LazyRewardModel("demo")
     episodes = run_demo(model, seed=arguments.seed, episodes=arguments.episodes)
     print(f"{episodes[0].run.scores.task}\n")
     _print_episodes(episodes)

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from robometer_gym.data.video import VideoFrames, write_video
-from robometer_gym.reward_model import check_task
 from robometer_gym.tracking.window import shrink
+from robometer_gym.validation import check_task
 
 __all__ = ["OUTCOMES", "Episode", "EpisodeWriter", "Frames", "Outcome", "read_episodes"]
 

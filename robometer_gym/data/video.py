@@ -20,8 +20,9 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
-from robometer_gym.reward_model import Frame, frame_cure
+from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.window import shrink
+from robometer_gym.validation import frame_hint
 
 __all__ = ["Video", "VideoFrames", "read_video", "sample_at_fps", "write_video"]
 
@@ -386,7 +387,7 @@ def _check_frames(frames: Any) -> None:
     dtype = getattr(frames, "dtype", type(frames).__name__)
     if len(shape) == 4 and shape[3] == 3 and 0 not in shape and dtype == np.uint8:
         return
-    cure = frame_cure(frames[0] if shape and shape[0] else frames)
+    cure = frame_hint(frames[0] if shape and shape[0] else frames)
     raise ValueError(f"frames must be (T, H, W, 3) uint8; got {tuple(shape)} {dtype}. {cure}")
 
 

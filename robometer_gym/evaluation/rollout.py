@@ -27,8 +27,8 @@ from robometer_gym.evaluation.env_adapters import Moment, Stage, layers, stage_o
 from robometer_gym.evaluation.report import EvaluatedEpisode, Report
 from robometer_gym.evaluation.scoring import Scores
 from robometer_gym.reward_model import Clip, Frame, Prediction, RewardModelError, check_prediction
-from robometer_gym.tracking.settings import check_count
 from robometer_gym.tracking.tracker import Stream
+from robometer_gym.validation import check_count
 
 __all__ = ["evaluate"]
 
@@ -84,7 +84,7 @@ def evaluate(
         1.0
     """
     episodes = check_count("episodes", episodes)
-    seed = check_count("seed", seed, least=0)
+    seed = check_count("seed", seed, minimum=0)
     stage = stage_of(env)
     act = _actor(policy, stage, seed)
     stage.tracker.load()  # or it would count as time of the loop

@@ -24,8 +24,9 @@ from robometer_gym.evaluation.overlay import write_overlay
 from robometer_gym.evaluation.plots import Run
 from robometer_gym.evaluation.scoring import Scores
 from robometer_gym.reward_model import Clip, Prediction
-from robometer_gym.tracking.settings import check_count
-from robometer_gym.tracking.tracker import EpisodeTracker, Stream
+from robometer_gym.tracking.events import Settled, Stream
+from robometer_gym.tracking.tracker import EpisodeTracker
+from robometer_gym.validation import check_count
 
 __all__ = ["RobometerCallback"]
 
@@ -115,20 +116,25 @@ class RobometerCallback(BaseCallback):
         self._shown: list[dict[int, tuple[Clip, Prediction]]] = [
             {} for _ in range(tracker.num_envs)
         ]
-        if self._watch not in tracker.watchers:  # it may, after a training that was interrupted
-            tracker.watchers.append(self._watch)
+        if self._watch not in tracker.listeners:  # it may, after a training that was interrupted
+            tracker.listeners.append(self._watch)
 
     def _on_training_end(self) -> None:
         if self._tracker is not None:
-            self._tracker.watchers.remove(self._watch)
+            self._tracker.listeners.remove(self._watch)
             self._tracker = None
 
-    def _watch(
-        self, clips: Sequence[Clip], predictions: Sequence[Prediction], seconds: float
-    ) -> None:
+    def _watch(self, settled: Sequence[Settled], seconds: float) -> None:
+        pairs = [
+            pair
+            for each in settled
+            for pair in zip(each.clips, each.predictions or (), strict=False)
+        ]
+        if not pairs:
+            return
         self._calls.append(seconds)
         self._in_model += seconds
-        for clip, prediction in zip(clips, predictions, strict=True):
+        for clip, prediction in pairs:
             self._said.append((float(prediction.progress[-1]), float(prediction.success[-1])))
             assert isinstance(clip.stream, Stream), "the tracker names its clips"
             shown = self._shown[clip.stream.env]

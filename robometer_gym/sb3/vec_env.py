@@ -25,10 +25,15 @@ from stable_baselines3.common.vec_env import (
 )
 from typing_extensions import Unpack
 
-from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, RewardModelLike
-from robometer_gym.reward_model import check_task, check_tasks
-from robometer_gym.tracking.settings import RewardOptions, documented_by_settings, read_settings
-from robometer_gym.tracking.tracker import EpisodeTracker, Event, Step
+from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel, RewardModelLike
+from robometer_gym.tracking.events import Event, Step, read_true_success
+from robometer_gym.tracking.settings import (
+    RewardOptions,
+    expose_settings_in_signature,
+    read_settings,
+)
+from robometer_gym.tracking.tracker import EpisodeTracker
+from robometer_gym.validation import check_task, check_tasks
 from robometer_gym.wrappers.env_kinds import check_kind, env_maker
 from robometer_gym.wrappers.frame_capture import (
     CAPTURE,
@@ -44,7 +49,7 @@ __all__ = ["VecRobometerReward", "make_robometer_vec_env"]
 Infos = list[dict[str, Any]]
 
 
-@documented_by_settings
+@expose_settings_in_signature
 class VecRobometerReward(VecEnvWrapper):
     """Pays the agents from their cameras, and ends each episode where it sees success.
 
@@ -104,8 +109,9 @@ class VecRobometerReward(VecEnvWrapper):
         chosen = read_settings(VecRobometerReward, settings)
         self._tasks = check_tasks(task, self.num_envs)
         self._next_tasks = self._tasks
-        self.tracker = EpisodeTracker(chosen, reward_model, self.num_envs)
-        """What follows the episodes; its `watchers` are told what the model sees and says."""
+        self._reward_model = LazyRewardModel.of(reward_model)
+        self.tracker = EpisodeTracker(chosen, self._reward_model, self.num_envs)
+        """Follows the episodes; `RecordTraces` and other listeners attach to it."""
         self._captures = Captures()
         here = not hasattr(venv, "processes")
         with naming_dead_workers(venv):
@@ -143,7 +149,7 @@ class VecRobometerReward(VecEnvWrapper):
     def reset(self) -> Any:
         """Begin episodes in all environments and predict their baselines, in one batch."""
         self.tracker.close()  # also if an environment fails now
-        self.tracker.load()  # before the first frame is drawn
+        self._reward_model.load()  # before the first frame is drawn
         with naming_dead_workers(self.venv):
             observations = self.venv.reset()
         tasks, self._next_tasks = self._next_tasks, self._tasks
@@ -204,9 +210,18 @@ class VecRobometerReward(VecEnvWrapper):
         """What has happened in one environment; nothing need be said of a step without a frame."""
         capture = info.pop(CAPTURE, None)
         if capture is None:
-            return Step(env, float(info.pop(REWARD, reward)), False, False, None)
+            return Step(
+                env,
+                float(info.pop(REWARD, reward)),
+                False,
+                False,
+                None,
+                read_true_success(info),
+            )
         truncated = info["TimeLimit.truncated"]
-        return self._captures.event(env, capture, "", done and not truncated, truncated)
+        terminated = done and not truncated
+        success = read_true_success(info)
+        return self._captures.event(env, capture, "", terminated, truncated, success)
 
     def _starts(
         self, envs: Sequence[int], infos: Sequence[dict[str, Any]], tasks: Sequence[str]
@@ -272,7 +287,7 @@ def _exchange(observations: Any, env: int, new: Any) -> Any:
     return old
 
 
-@documented_by_settings
+@expose_settings_in_signature
 def make_robometer_vec_env(
     env_id: str | Callable[..., gym.Env[Any, Any]],
     task: str | Sequence[str],

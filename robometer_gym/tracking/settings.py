@@ -18,14 +18,14 @@ import numpy as np
 from robometer_gym.tracking.shaping import Mode, Signal
 from robometer_gym.tracking.success import SuccessDetector
 from robometer_gym.tracking.window import FrameHistory, Sampling
+from robometer_gym.validation import check_count
 
 __all__ = [
     "Camera",
     "OnError",
     "RewardOptions",
     "RewardSettings",
-    "check_count",
-    "documented_by_settings",
+    "expose_settings_in_signature",
     "read_settings",
 ]
 
@@ -180,17 +180,6 @@ class RewardSettings:
             )
 
 
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return `value` if it is a whole number that is large enough.
-
-    Raises:
-        ValueError: it is not; `name` says what it was meant for.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
-    return int(value)
-
-
 def read_settings(called: Callable[..., Any], settings: RewardOptions) -> RewardSettings:
     """Return the settings that somebody gave to what they called.
 
@@ -216,7 +205,7 @@ def read_settings(called: Callable[..., Any], settings: RewardOptions) -> Reward
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
 
-def documented_by_settings(called: _Called) -> _Called:
+def expose_settings_in_signature(called: _Called) -> _Called:
     """Show the settings and their defaults in place of `**settings`: in help() and editors."""
     signature = inspect.signature(called)
     listed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -1,7 +1,7 @@
-"""When to predict, what was predicted, and what to pay: for N environments.
+"""EpisodeTracker: when to predict and what reward follows, for N environments.
 
-The one place where the rules of an episode live; the wrappers only bring it what their kind of
-environment says. Knows nothing of Gymnasium, of rendering, or of what is inside the model.
+The one place where the rules of an episode live; wrappers pass it events and return its
+outcomes. Knows nothing of Gymnasium, of rendering, or of what is inside the model.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from robometer_gym.models.loading import RewardModelLike, check_reward_model_like, load_reward_model
 from robometer_gym.reward_model import (
+    CheckpointError,
     Clip,
     Frame,
     Prediction,
@@ -26,80 +24,23 @@ from robometer_gym.reward_model import (
     check_prediction,
 )
 from robometer_gym.tracking import shaping
+from robometer_gym.tracking.events import Event, Listener, Outcome, Settled, Start, Step, Stream
 from robometer_gym.tracking.settings import RewardSettings
 
-__all__ = ["EpisodeTracker", "Event", "Outcome", "Start", "Step", "Stream", "Watcher"]
+__all__ = ["EpisodeTracker", "Pending", "find_tracker"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """Names the frames of one camera in one episode.
-
-    Two streams are never equal, not even a copy and its original: after a copy of an environment
-    the same step may show different frames.
-    """
-
-    env: int
-    episode: int
-    camera: str
-
-    def __repr__(self) -> str:
-        return f"<env {self.env}, episode {self.episode}, camera {self.camera!r}>"
-
-
-class Start(NamedTuple):
-    """An episode begins: in which environment, with which task, and its first frame by camera."""
-
-    env: int
-    task: str
-    frames: Mapping[str, Frame]
-
-
-class Step(NamedTuple):
-    """One environment has made a step.
-
-    `frames` holds the frame after it, by camera; None exactly where no prediction is due, see
-    `RewardSettings.due`. `reports_success` says whether the environment itself tells success in
-    its info.
-    """
-
-    env: int
-    reward: float
-    terminated: bool
-    truncated: bool
-    frames: Mapping[str, Frame] | None
-    reports_success: bool = False
-
-
-Event = Start | Step
-
-
-class Outcome(NamedTuple):
-    """What the agent gets for one event: its reward, whether the episode is over, and infos.
-
-    The start of an episode is paid 0.0 and ends nothing.
-    """
-
-    reward: float
-    terminated: bool
-    info: dict[str, Any]
-
-
-Watcher = Callable[[Sequence[Clip], Sequence[Prediction], float], None]
-"""Is told of each call of the model: the clips, what was predicted, and the seconds it took."""
-
-
-class _Judgement(NamedTuple):
-    """What the model said of one moment: the means over all cameras."""
+class _MeanPrediction(NamedTuple):
+    """The newest frame's prediction, averaged over all cameras."""
 
     progress: float
     success: float
 
 
 class _Episode:
-    """What is known of one episode of one environment."""
+    """State of one episode of one environment."""
 
     def __init__(
         self,
@@ -110,16 +51,16 @@ class _Episode:
     ) -> None:
         self.number = number
         self.task = start.task
-        self.reports_success = reports_success  # for the env's whole life: some tell it only late
+        self.reports_success = reports_success  # for the env's whole life: some report it only late
         self.running = False
         self.steps = 0
-        self.judgement: _Judgement | None = None
+        self.latest: _MeanPrediction | None = None
         self.detector = settings.new_detector()
         self.histories = {camera: settings.new_history() for camera in start.frames}
         self.streams = {camera: Stream(start.env, number, camera) for camera in start.frames}
-        self.see(start.frames)
+        self.append(start.frames)
 
-    def see(self, frames: Mapping[str, Frame]) -> None:
+    def append(self, frames: Mapping[str, Frame]) -> None:
         for camera, frame in frames.items():
             self.histories[camera].append(frame, self.steps)
 
@@ -131,15 +72,32 @@ class _Episode:
         return clips
 
 
-class EpisodeTracker:
-    """Follows the episodes of N environments and decides what each step is paid.
+class Pending(NamedTuple):
+    """Events that were observed and await their predictions.
 
-    Tell `advance` of everything that happens: episodes that start, and steps.
+    Attributes:
+        clips: those to predict, of all events in order. Empty where nothing is due.
+        events: as `observe` received them.
+    """
+
+    clips: list[Clip]
+    events: Sequence[Event]
+    clips_by_event: Sequence[Sequence[Clip]]
+    episodes: Sequence[_Episode]
+    replaced: Sequence[_Episode]
+
+
+class EpisodeTracker:
+    """Follows the episodes of N environments and computes the reward of each step.
+
+    `advance` takes events and returns their outcomes. It is two steps, which may also be called
+    one by one, with time and other events between them: `observe` takes what has happened and
+    returns the clips to predict, `settle` takes the predictions and returns the outcomes.
 
     Args:
-        settings: what the user chose.
-        reward_model: a model, or its name; a name is loaded at the first prediction.
-        num_envs: how many environments, >= 1.
+        settings: of the reward.
+        reward_model: predicts; wrappers pass a `LazyRewardModel`.
+        num_envs: N >= 1.
 
     Example:
         >>> import numpy as np
@@ -153,46 +111,20 @@ class EpisodeTracker:
     """
 
     def __init__(
-        self, settings: RewardSettings, reward_model: RewardModelLike, num_envs: int = 1
+        self, settings: RewardSettings, reward_model: RewardModel, num_envs: int = 1
     ) -> None:
         self.settings = settings
+        self.reward_model = reward_model
         self.num_envs = num_envs
         self.errors = 0
-        """How often a prediction has failed since the tracker was made."""
-        self._reward_model = check_reward_model_like(reward_model)
-        self._model: RewardModel | None = None
+        """How many predictions have failed since the tracker was made."""
+        self.listeners: list[Listener] = []
+        """Called with every settled batch of events, in order."""
         self._episodes = [_Episode(settings, Start(env, "", {})) for env in range(num_envs)]
-        self.watchers: list[Watcher] = []
-        """Whoever wants to know what the model is shown, what it says and how long it takes."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out a model that was loaded by name: the copy loads it again when it needs it.
-
-        Nor is a copy watched: who watches the original would mistake its episodes for those.
-        """
-        return {**self.__dict__, "_model": None, "watchers": []}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> EpisodeTracker:
-        """Share the model with the copy: it may hold gigabytes, or a socket."""
-        memo[id(self._reward_model)] = self._reward_model
-        copy = object.__new__(type(self))
-        copy.__dict__ = deepcopy(self.__getstate__(), memo)
-        return copy
-
-    @property
-    def model(self) -> RewardModel:
-        """The reward model; loaded now if it was given by name."""
-        if self._model is None:
-            self._model = load_reward_model(self._reward_model)
-        return self._model
-
-    def load(self) -> None:
-        """Load the model now if it was given by name; to be called before anything is drawn.
-
-        It brings torch, and torch's triton crashes the process if it is imported after Mesa, which
-        draws where there is no GPU, has begun: both hold an LLVM.
-        """
-        self.model  # noqa: B018
+        """Leave out listeners: they would take a copy's episodes for those of the original."""
+        return {**self.__dict__, "listeners": []}
 
     def running(self, env: int) -> bool:
         """Return whether an episode of `env` has begun and not ended."""
@@ -222,7 +154,7 @@ class EpisodeTracker:
         return self._episodes[env].number
 
     def reports_success(self, env: int) -> bool:
-        """Return whether `env` has ever told success in its infos: else `is_success` is ours."""
+        """Return whether `env` has ever reported success itself; else `is_success` is ours."""
         return self._episodes[env].reports_success
 
     def due(self, env: int, ended: bool) -> bool:
@@ -235,20 +167,47 @@ class EpisodeTracker:
         return self.settings.due(self._episodes[env].steps + 1, ended)
 
     def advance(self, events: Sequence[Event]) -> list[Outcome]:
-        """Take what has happened, and predict in one batch wherever a frame came.
+        """Observe events, predict in one batch wherever a frame came, and settle.
 
         Args:
-            events: in the order in which they happened. An environment may end an episode and
-                start the next in one go. An episode that starts ends the one that was running.
+            events: see `observe`.
 
         Returns:
             The outcome of each event, in order.
 
         Raises:
-            RewardModelError: the model answered with something that is no prediction.
+            RewardModelError: an answer of the model that is no prediction.
             Exception: whatever the model raises, where `on_error` is "raise".
         """
-        episodes, asked, replaced = [], [], []
+        pending = self.observe(events)
+        if not pending.clips:
+            return self.settle(pending, [])
+        started = time.perf_counter()
+        answer: Sequence[Prediction] | Exception
+        try:
+            answer = self.reward_model.predict(pending.clips)
+        except CheckpointError:
+            self.discard(pending)
+            raise  # a model that cannot be loaded is no failed prediction
+        except Exception as error:
+            answer = error
+        except BaseException:
+            self.discard(pending)
+            raise
+        return self.settle(pending, answer, time.perf_counter() - started)
+
+    def observe(self, events: Sequence[Event]) -> Pending:
+        """Take what has happened, and return what is to be predicted for it.
+
+        Every Pending must go to `settle`, in the order of the calls, or to `discard`.
+
+        Args:
+            events: in the order in which they happened. An environment may end an episode and
+                start the next in one go. An episode that starts ends the one that was running.
+        """
+        flat: list[Clip] = []
+        clips: list[Sequence[Clip]] = []
+        episodes, replaced = [], []
         for event in events:
             episode = self._episodes[event.env]
             if isinstance(event, Start):
@@ -257,28 +216,79 @@ class EpisodeTracker:
                     self.settings, event, episode.number + 1, episode.reports_success
                 )
                 self._episodes[event.env] = episode
+                episode.running = True
             else:
                 episode.steps += 1
-                episode.reports_success |= event.reports_success
-                episode.running = not (event.terminated or event.truncated)  # also if that fails
+                episode.reports_success |= event.true_success is not None
+                episode.running = not (event.terminated or event.truncated)
                 if event.frames is not None:
-                    episode.see(event.frames)
+                    episode.append(event.frames)
             episodes.append(episode)
-            if event.frames is not None:
-                asked.append(episode.clips())
+            clips.append(() if event.frames is None else episode.clips())
+            flat += clips[-1]
+        return Pending(flat, events, clips, episodes, replaced)
+
+    def settle(
+        self,
+        pending: Pending,
+        answer: Sequence[Prediction] | Exception,
+        seconds: float = 0.0,
+    ) -> list[Outcome]:
+        """Compute the outcome of observed events from their predictions.
+
+        Args:
+            pending: from `observe`.
+            answer: one prediction for each of `pending.clips`, or the exception that the model
+                raised.
+            seconds: how long the model took, for listeners.
+
+        Returns:
+            The outcome of each event, in order.
+
+        Raises:
+            RewardModelError: an answer that is no prediction, where `on_error` is "raise".
+            Exception: `answer`, if it is one, likewise.
+        """
         try:
-            judgements = iter(self._judge(asked) if asked else ())
-        finally:
-            for episode in replaced:
-                self._release(episode)
+            predictions = self._check(pending, answer)
+        except BaseException:
+            self.discard(pending)
+            raise
+        for episode in pending.replaced:
+            self._release(episode)
         outcomes = []
-        for event, episode in zip(events, episodes, strict=True):
-            judgement = None if event.frames is None else next(judgements)
+        for event, episode, checked in zip(
+            pending.events, pending.episodes, predictions, strict=True
+        ):
+            mean = _mean(checked) if checked else None
             if isinstance(event, Start):
-                outcomes.append(Outcome(0.0, False, self._begin(episode, judgement)))
+                outcomes.append(Outcome(0.0, False, self._begin(episode, mean)))
             else:
-                outcomes.append(self._pay(event, episode, judgement))
+                outcomes.append(self._compute_outcome(event, episode, mean))
+        if self.listeners:
+            numbers = [episode.number for episode in pending.episodes]
+            settled = [
+                Settled(*each)
+                for each in zip(
+                    pending.events,
+                    outcomes,
+                    numbers,
+                    pending.clips_by_event,
+                    predictions,
+                    strict=True,
+                )
+            ]
+            for listener in list(self.listeners):
+                listener(settled, seconds)
         return outcomes
+
+    def discard(self, pending: Pending) -> None:
+        """Give up observed events: episodes that began with them have not begun."""
+        for episode in pending.replaced:
+            self._release(episode)
+        for event, episode in zip(pending.events, pending.episodes, strict=True):
+            if isinstance(event, Start):
+                episode.running = False
 
     def end(self, env: int) -> None:
         """End the episode of `env`, if one is running: the model may forget its streams.
@@ -293,44 +303,34 @@ class EpisodeTracker:
         for env in range(len(self._episodes)):
             self.end(env)
 
-    def _judge(self, asked: Sequence[list[Clip]]) -> list[_Judgement | None]:
-        """Ask the model about now; None where it failed and the user chose to go on.
-
-        Args:
-            asked: of each episode, the clips of its cameras.
-        """
-        model = self.model  # one that cannot be loaded is no failed prediction: it raises
-        flat = [clip for clips in asked for clip in clips]
-        began = time.perf_counter()
+    def _check(
+        self, pending: Pending, answer: Sequence[Prediction] | Exception
+    ) -> list[Sequence[Prediction] | None]:
+        """Return the predictions of each event: none where none was due, None where it failed."""
+        if not pending.clips:
+            return [()] * len(pending.events)
         try:
-            answers = check_answers(flat, model.predict(flat))
+            if isinstance(answer, Exception):
+                raise answer
+            remaining = iter(check_answers(pending.clips, answer))
         except Exception as error:
-            self._failed(error, len(asked))
-            return [None] * len(asked)
-        seconds = time.perf_counter() - began
-        for watcher in self.watchers:
-            watcher(flat, answers, seconds)
-        judgements: list[_Judgement | None] = []
-        remaining = iter(answers)
-        for clips in asked:
+            self._count_failure(error, sum(bool(clips) for clips in pending.clips_by_event))
+            return [None if clips else () for clips in pending.clips_by_event]
+        checked: list[Sequence[Prediction] | None] = []
+        for clips in pending.clips_by_event:
             predictions = [next(remaining) for _ in clips]
             try:
                 for clip, prediction in zip(clips, predictions, strict=True):
                     check_prediction(clip, prediction)
             except RewardModelError as error:
-                self._failed(error, 1)
-                judgements.append(None)
+                self._count_failure(error, 1)
+                checked.append(None)
             else:
-                judgements.append(
-                    _Judgement(
-                        sum(float(p.progress[-1]) for p in predictions) / len(predictions),
-                        sum(float(p.success[-1]) for p in predictions) / len(predictions),
-                    )
-                )
-        return judgements
+                checked.append(predictions)
+        return checked
 
-    def _failed(self, error: Exception, predictions: int) -> None:
-        """Count failures that the user chose to live with; raise any other."""
+    def _count_failure(self, error: Exception, predictions: int) -> None:
+        """Count failed predictions where `on_error` goes on; else raise the error."""
         if self.settings.on_error == "raise":
             raise error
         self.errors += predictions
@@ -342,25 +342,28 @@ class EpisodeTracker:
             error,
         )
 
-    def _begin(self, episode: _Episode, judgement: _Judgement | None) -> dict[str, Any]:
+    def _begin(self, episode: _Episode, baseline: _MeanPrediction | None) -> dict[str, Any]:
         """Take the baseline; return the infos of the reset."""
-        episode.judgement = judgement
-        episode.detector.clear(first=judgement.success if judgement else None)
-        episode.running = True
-        return self._info(episode, predicted=judgement is not None)
+        episode.latest = baseline
+        episode.detector.clear(first=baseline.success if baseline else None)
+        return self._info(episode, predicted=baseline is not None)
 
-    def _pay(self, step: Step, episode: _Episode, judgement: _Judgement | None) -> Outcome:
+    def _compute_outcome(
+        self, step: Step, episode: _Episode, prediction: _MeanPrediction | None
+    ) -> Outcome:
         settings = self.settings
-        before, newly_done = episode.judgement, False
-        if judgement is not None:
-            newly_done = not episode.detector.fired and episode.detector.update(judgement.success)
-            episode.judgement = judgement
-        terminated = step.terminated or (newly_done and settings.terminate_on_success)
-        bonus = settings.success_bonus if newly_done else 0.0
-        after = episode.judgement
-        failed = step.frames is not None and judgement is None
+        before, newly_detected = episode.latest, False
+        if prediction is not None:
+            newly_detected = not episode.detector.fired and episode.detector.update(
+                prediction.success
+            )
+            episode.latest = prediction
+        terminated = step.terminated or (newly_detected and settings.terminate_on_success)
+        bonus = settings.success_bonus if newly_detected else 0.0
+        after = episode.latest
+        failed = step.frames is not None and prediction is None
         if before is None or after is None or failed:
-            # The model's part is not known. on_error says what stands in its place.
+            # The model's part is unknown, and on_error decides what replaces it.
             keeps_env_reward = settings.on_error == "env" or settings.mode == "shape"
             reward = (step.reward if keeps_env_reward else 0.0) + bonus
         else:
@@ -370,7 +373,7 @@ class EpisodeTracker:
             reward = shaping.reward(
                 settings.mode, step.reward, signal, scale=settings.scale, bonus=bonus
             )
-        info = self._info(episode, predicted=judgement is not None)
+        info = self._info(episode, predicted=prediction is not None)
         info["env_reward"] = step.reward
         if terminated or step.truncated:
             if not episode.reports_success:
@@ -379,7 +382,7 @@ class EpisodeTracker:
         return Outcome(reward, terminated, info)
 
     def _info(self, episode: _Episode, *, predicted: bool) -> dict[str, Any]:
-        known = episode.judgement
+        known = episode.latest
         info = {
             "robometer/progress": known.progress if known else math.nan,
             "robometer/success_prob": known.success if known else math.nan,
@@ -391,12 +394,39 @@ class EpisodeTracker:
         return info
 
     def _release(self, episode: _Episode) -> None:
-        """End an episode; a model that keeps something for its streams is told."""
+        """End an episode, and let a model that keeps its streams release them."""
         episode.running = False
         streams, episode.streams, episode.histories = episode.streams, {}, {}
-        if isinstance(self._model, ReleasesStreams):
+        if isinstance(self.reward_model, ReleasesStreams):
             for stream in streams.values():
                 try:
-                    self._model.release(stream)
+                    self.reward_model.release(stream)
                 except Exception as error:  # nothing depends on it, least of all the last reward
                     logger.warning("The reward model could not release %s: %s", stream, error)
+
+
+def _mean(predictions: Sequence[Prediction]) -> _MeanPrediction:
+    count = len(predictions)
+    return _MeanPrediction(
+        sum(float(p.progress[-1]) for p in predictions) / count,
+        sum(float(p.success[-1]) for p in predictions) / count,
+    )
+
+
+def find_tracker(env: object) -> EpisodeTracker | None:
+    """Return the tracker of the reward wrapper in a stack of wrappers; None where there is none.
+
+    Args:
+        env: an environment of Gymnasium or Stable-Baselines3, scalar or vector.
+    """
+    layers: Iterator[object] = unwrap(env)
+    trackers = (vars(layer).get("tracker") for layer in layers)
+    return next((found for found in trackers if isinstance(found, EpisodeTracker)), None)
+
+
+def unwrap(env: object) -> Iterator[object]:
+    """Yield an environment and everything that it wraps, the outermost first."""
+    while env is not None:
+        yield env
+        inside = vars(env)
+        env = inside.get("env", inside.get("venv"))

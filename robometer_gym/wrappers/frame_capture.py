@@ -17,8 +17,8 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from robometer_gym.reward_model import Frame
+from robometer_gym.tracking.events import Event, Start, Step
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.tracking.tracker import Event, Start, Step
 from robometer_gym.wrappers.cameras import Cameras
 from robometer_gym.wrappers.shared_frames import Inbox, Note, Outbox, Parcel
 
@@ -39,13 +39,11 @@ class Capture(NamedTuple):
     """What one sub-environment says of a reset, or of a step at which a frame is due.
 
     `step` is counted from the reset, which is 0; `reward` is the environment's own; `frames` is
-    None where there is an error; `reports_success` is whether the environment ever told success
-    in its info; `error` is the traceback of what went wrong instead.
+    None where there is an error; `error` is the traceback of what went wrong instead.
     """
 
     step: int = 0
     reward: float = 0.0
-    reports_success: bool = False
     frames: Mapping[str, Frame] | Note | None = None
     error: str | None = None
 
@@ -88,7 +86,6 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._cameras: Cameras | None = None
         self._tells_rewards = False
         self._outbox = Outbox()
-        self._reports_success = False
         self._steps = 0
         self._told_at_reset: dict[str, Any] = {}
 
@@ -110,7 +107,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             return str(error)
         self._settings, self._tells_rewards = chosen, rewards
         # Anew, too: whoever captured before has taken the outbox's memory.
-        self._outbox, self._reports_success = Outbox(), False
+        self._outbox = Outbox()
         return None
 
     def reset(
@@ -146,12 +143,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             observation, reward, terminated, truncated, info = self.env.step(action)
             due = self._settings.due(self._steps, bool(terminated or truncated))
             reward = float(reward)
-            if "is_success" in info or "success" in info:
-                self._reports_success = True
             if due:
                 frames = self._look(observation)
-                capture = Capture(self._steps, reward, self._reports_success, frames)
-                info = {**info, CAPTURE: capture}
+                info = {**info, CAPTURE: Capture(self._steps, reward, frames)}
             elif self._tells_rewards:
                 info = {**info, REWARD: reward}
         except Exception as error:
@@ -198,6 +192,7 @@ class Captures:
         task: str,
         terminated: bool = False,
         truncated: bool = False,
+        true_success: bool | None = None,
     ) -> Event:
         """Return what has happened in one environment, for the EpisodeTracker.
 
@@ -207,6 +202,7 @@ class Captures:
             task: of the episode, if this is the start of one.
             terminated: what the vector environment said of it.
             truncated: likewise.
+            true_success: the environment's own, from its infos.
 
         Raises:
             SubEnvironmentError: the environment failed.
@@ -217,4 +213,4 @@ class Captures:
         if capture.step == 0:
             assert frames is not None, "a reset is always captured"
             return Start(env, task, frames)
-        return Step(env, capture.reward, terminated, truncated, frames, capture.reports_success)
+        return Step(env, capture.reward, terminated, truncated, frames, true_success)

@@ -17,8 +17,9 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from robometer_gym.data.episodes import Episode, EpisodeWriter, Outcome
-from robometer_gym.reward_model import Frame, check_task
+from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.settings import Camera, RewardSettings
+from robometer_gym.validation import check_task
 from robometer_gym.wrappers.cameras import Cameras
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 

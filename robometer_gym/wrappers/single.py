@@ -6,7 +6,7 @@ of when a prediction is due, of windows, or of how progress becomes a reward.
 
 from __future__ import annotations
 
-from copy import deepcopy
+import os
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -16,12 +16,19 @@ from typing_extensions import Unpack
 
 from robometer_gym.models.loading import (
     DEFAULT_REWARD_MODEL,
+    LazyRewardModel,
     RewardModelLike,
-    check_reward_model_like,
+    is_name,
 )
-from robometer_gym.reward_model import Frame, check_task
-from robometer_gym.tracking.settings import RewardOptions, documented_by_settings, read_settings
-from robometer_gym.tracking.tracker import EpisodeTracker, Start, Step
+from robometer_gym.reward_model import Frame
+from robometer_gym.tracking.events import Start, Step, read_true_success
+from robometer_gym.tracking.settings import (
+    RewardOptions,
+    expose_settings_in_signature,
+    read_settings,
+)
+from robometer_gym.tracking.tracker import EpisodeTracker
+from robometer_gym.validation import check_task
 from robometer_gym.wrappers.cameras import Cameras
 from robometer_gym.wrappers.env_kinds import check_kind
 
@@ -39,15 +46,7 @@ def _check_unwrapped(env: gym.Env[Any, Any]) -> None:
         env = env.env
 
 
-class _SharedModel(dict[str, Any]):
-    """Constructor arguments whose copies share a live model: it may hold gigabytes, or a socket."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedModel:
-        model = self["reward_model"]
-        return _SharedModel(deepcopy(dict(self), {**memo, id(model): model}))
-
-
-@documented_by_settings
+@expose_settings_in_signature
 class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Pays the agent from the camera, and ends the episode when it sees success.
 
@@ -113,18 +112,20 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         check_kind(env, "gymnasium.Env")
         _check_unwrapped(env)
         chosen = read_settings(RobometerRewardWrapper, settings)
-        reward_model = check_reward_model_like(reward_model)
+        model = LazyRewardModel.of(reward_model)
         self._task = check_task(task)
-        RecordConstructorArgs.__init__(self, _disable_deepcopy=True)
-        self._saved_kwargs = _SharedModel(
+        RecordConstructorArgs.__init__(
+            self,
             task=task,
-            reward_model=reward_model,
+            # A name goes into JSON; a model is shared by all that is made from the spec.
+            reward_model=os.fspath(reward_model) if is_name(reward_model) else model,
             **{name: getattr(chosen, name) for name in settings},
         )
         gym.Wrapper.__init__(self, env)
         self._cameras = Cameras(chosen.camera, chosen.frame_size, env)
-        self.tracker = EpisodeTracker(chosen, reward_model)
-        """What follows the episode; its `watchers` are told what the model sees and says."""
+        self.tracker = EpisodeTracker(chosen, model)
+        """Follows the episode; `RecordTraces` and other listeners attach to it."""
+        self._reward_model = model
 
     @property
     def task(self) -> str:
@@ -143,7 +144,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         task = (options or {}).get("task")
         task = self._task if task is None else check_task(task)
         self.tracker.end(0)  # also if the environment fails now
-        self.tracker.load()  # before the first frame is drawn
+        self._reward_model.load()  # before the first frame is drawn
         observation, info = self.env.reset(seed=seed, options=options)
         frames = self._cameras.read(self.env, observation)
         (begun,) = self.tracker.advance([Start(0, task, frames)])
@@ -164,7 +165,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             terminated=bool(terminated),
             truncated=bool(truncated),
             frames=self._look(observation) if due else None,
-            reports_success="is_success" in info or "success" in info,
+            true_success=read_true_success(info),
         )
         (outcome,) = self.tracker.advance([step])
         return (

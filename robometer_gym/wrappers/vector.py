@@ -27,18 +27,25 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, RewardModelLike
-from robometer_gym.reward_model import check_task, check_tasks
+from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel, RewardModelLike
+from robometer_gym.tracking.events import Event, Step
 from robometer_gym.tracking.settings import (
     RewardOptions,
     RewardSettings,
-    documented_by_settings,
+    expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker, Event, Step
+from robometer_gym.tracking.tracker import EpisodeTracker
+from robometer_gym.validation import check_task, check_tasks
 from robometer_gym.wrappers.env_kinds import check_kind, env_maker
 from robometer_gym.wrappers.frame_capture import Capture, Captures, FrameCapture
-from robometer_gym.wrappers.vector_infos import Infos, take_captures, take_one, tell
+from robometer_gym.wrappers.vector_infos import (
+    Infos,
+    merge_env_infos,
+    read_true_successes,
+    take_captures,
+    take_one,
+)
 from robometer_gym.wrappers.worker_failures import close_workers, naming_dead_workers
 
 __all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
@@ -49,7 +56,7 @@ else:
     _VectorWrapper = VectorWrapper  # takes no types in Gymnasium 1.1
 
 
-@documented_by_settings
+@expose_settings_in_signature
 class RobometerVectorRewardWrapper(_VectorWrapper):
     """Pays the agents from their cameras, and ends each episode where it sees success.
 
@@ -111,8 +118,9 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         _check_unwrapped(env)
         chosen = read_settings(RobometerVectorRewardWrapper, settings)
         self._tasks = check_tasks(task, env.num_envs)
-        self.tracker = EpisodeTracker(chosen, reward_model, env.num_envs)
-        """What follows the episodes; its `watchers` are told what the model sees and says."""
+        self._reward_model = LazyRewardModel.of(reward_model)
+        self.tracker = EpisodeTracker(chosen, self._reward_model, env.num_envs)
+        """Follows the episodes; `RecordTraces` and other listeners attach to it."""
         super().__init__(env)
         self._core: Any = env.unwrapped
         self._captures = Captures()
@@ -199,7 +207,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
     def _reset(
         self, tasks: Sequence[str], seed: int | list[int | None] | None, options: dict[str, Any]
     ) -> tuple[Any, Infos]:
-        self.tracker.load()  # before the first frame is drawn
+        self._reward_model.load()  # before the first frame is drawn
         with naming_dead_workers(self._core):
             observations, infos = self.env.reset(
                 seed=seed,  # type: ignore[arg-type] # a list will do, too
@@ -211,7 +219,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         ]
         outcomes = self.tracker.advance(starts)
         told = [(start.env, o.info) for start, o in zip(starts, outcomes, strict=True)]
-        tell(infos, told, self.num_envs)
+        merge_env_infos(infos, told, self.num_envs)
         return observations, infos
 
     def _step(
@@ -221,12 +229,15 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             observations, rewards, terminations, truncations, infos = self.env.step(actions)
         ended = list(zip(terminations.tolist(), truncations.tolist(), strict=True))
         # Under SAME_STEP what was said of the last step of an episode stands apart.
+        final = infos.get("final_info", {})
+        successes = read_true_successes(final, self.num_envs)
         events = [
-            self._captures.event(env, said, "", *ended[env])
-            for env, said in take_captures(infos.get("final_info", {})).items()
+            self._captures.event(env, said, "", *ended[env], successes[env])
+            for env, said in take_captures(final).items()
         ]
         last = len(events)
-        events += self._now(take_captures(infos), rewards.tolist(), ended)
+        successes = read_true_successes(infos, self.num_envs)
+        events += self._now(take_captures(infos), rewards.tolist(), ended, successes)
         outcomes = self.tracker.advance(events)
         saw_success = []  # where the sub-environment itself would go on
         for event, outcome in zip(events, outcomes, strict=True):
@@ -240,8 +251,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             self._begins_next = (terminations | truncations).tolist()
         told = [(event.env, o.info) for event, o in zip(events, outcomes, strict=True)]
         if last:
-            tell(infos["final_info"], told[:last], self.num_envs)
-        tell(infos, told[last:], self.num_envs)
+            merge_env_infos(infos["final_info"], told[:last], self.num_envs)
+        merge_env_infos(infos, told[last:], self.num_envs)
         if saw_success:
             observations, infos = self._end_episodes(saw_success, observations, infos)
         return observations, rewards, terminations, truncations, infos
@@ -251,12 +262,13 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         captures: dict[int, Capture],
         rewards: Sequence[float],
         ended: Sequence[tuple[bool, bool]],
+        successes: Sequence[bool | None],
     ) -> list[Event]:
         """What has happened in each environment; nothing is said of a step without a frame."""
         return [
-            self._captures.event(env, captures[env], self._tasks[env], *ended[env])
+            self._captures.event(env, captures[env], self._tasks[env], *ended[env], successes[env])
             if env in captures
-            else Step(env, reward, False, False, None)
+            else Step(env, reward, False, False, None, successes[env])
             for env, reward in enumerate(rewards)
         ]
 
@@ -304,7 +316,7 @@ def _check_mask(mask: Any, num_envs: int) -> None:
         )
 
 
-@documented_by_settings
+@expose_settings_in_signature
 def make_robometer_vec(
     env: str | gym.envs.registration.EnvSpec | Callable[..., gym.Env[Any, Any]],
     task: str | Sequence[str],

@@ -12,30 +12,31 @@ from typing import Any
 
 import numpy as np
 
+from robometer_gym.tracking.events import read_true_success
 from robometer_gym.wrappers.frame_capture import CAPTURE, Capture
 
-__all__ = ["Infos", "take_captures", "take_one", "tell"]
+__all__ = ["Infos", "merge_env_infos", "read_true_successes", "take_captures", "take_one"]
 
 Infos = dict[str, Any]
 
 
-def tell(infos: Infos, told: Sequence[tuple[int, Infos]], num_envs: int) -> None:
+def merge_env_infos(infos: Infos, updates: Sequence[tuple[int, Infos]], num_envs: int) -> None:
     """Add what is to be told of some environments, as `_add_info` would, but all at once.
 
     Args:
         infos: of all environments.
-        told: the number of an environment and its infos; none twice.
+        updates: the number of an environment and its infos; none twice.
         num_envs: how many there are.
 
     Example:
         >>> infos: Infos = {}
-        >>> tell(infos, [(1, {"height": 0.5})], 2)
+        >>> merge_env_infos(infos, [(1, {"height": 0.5})], 2)
         >>> infos["height"].tolist(), infos["_height"].tolist()
         ([0.0, 0.5], [False, True])
     """
     everyone = np.ones(num_envs, np.bool_)
     alike: dict[tuple[str, ...], dict[int, Iterable[Any]]] = {}
-    for env, info in told:
+    for env, info in updates:
         alike.setdefault(tuple(info), {})[env] = info.values()
     for keys, group in alike.items():
         for key, told_of_each in zip(keys, zip(*group.values(), strict=True), strict=True):
@@ -48,6 +49,22 @@ def tell(infos: Infos, told: Sequence[tuple[int, Infos]], num_envs: int) -> None
                 infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
             infos[key][list(group)] = values
             infos[f"_{key}"][list(group)] = True
+
+
+def read_true_successes(infos: Infos, num_envs: int) -> list[bool | None]:
+    """Return each environment's own success of a step; None where it reports none.
+
+    Example:
+        >>> read_true_successes({"success": np.array([True, False])}, 2)
+        [True, False]
+    """
+    successes: list[bool | None] = [None] * num_envs
+    for key in ("success", "is_success"):  # the second wins, as in `read_true_success`
+        if key in infos:
+            mask = infos.get(f"_{key}", np.ones(num_envs, np.bool_))
+            for env in np.flatnonzero(mask).tolist():
+                successes[env] = read_true_success({key: infos[key][env]})
+    return successes
 
 
 def take_captures(infos: Infos) -> dict[int, Capture]:

@@ -8,7 +8,11 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 
-from robometer_gym.tracking.settings import RewardOptions, RewardSettings, documented_by_settings
+from robometer_gym.tracking.settings import (
+    RewardOptions,
+    RewardSettings,
+    expose_settings_in_signature,
+)
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
 DEFAULTS = {
@@ -211,7 +215,7 @@ def test_the_wrapper_shows_every_setting_with_its_default():
 def test_any_class_can_show_the_settings():
     """The vector and Stable-Baselines3 wrappers would each need a list of their own."""
 
-    @documented_by_settings
+    @expose_settings_in_signature
     class Other:
         def __init__(self, venv, **settings):
             self.settings = settings

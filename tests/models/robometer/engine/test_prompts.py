@@ -12,7 +12,8 @@ from robometer_gym.models.robometer.demo import byte_tokenizer
 from robometer_gym.models.robometer.engine.prompts import Prompts
 from robometer_gym.models.robometer.network.images import ImageSettings
 from robometer_gym.models.robometer.network.processor import PHRASES, RobometerProcessor
-from robometer_gym.reward_model import Clip, check_task
+from robometer_gym.reward_model import Clip
+from robometer_gym.validation import check_task
 from tests.models.robometer.reference import REAL_PROCESSOR
 
 BYTES = RobometerProcessor(byte_tokenizer(), ImageSettings())
