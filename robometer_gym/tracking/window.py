@@ -1,8 +1,7 @@
-"""One episode's frames in bounded memory, and which of them the model is shown.
+"""FrameHistory: one episode's frames in bounded memory, and the window shown to the model.
 
-Also how a frame is shrunk and copied before it is kept. Knows nothing of environments, tasks or
-models: it keeps arrays that it is given, with the step at which each was seen, and picks a window
-of them.
+Also shrinks and copies frames before they are kept. Knows nothing of environments, tasks or
+models.
 """
 
 from __future__ import annotations
