@@ -12,8 +12,8 @@ from robometer_gym.reward_model import (
     Prediction,
     ReleasesStreams,
     RewardModelError,
-    check_answers,
     check_prediction,
+    check_prediction_list,
     check_predictions,
 )
 from robometer_gym.testing import ScriptedRewardModel
@@ -197,7 +197,7 @@ def test_there_must_be_one_answer_per_clip(answers, came):
     """With one answer too few, environments would be paid for each other's progress."""
     message = f"must return a list of 1 predictions, one per clip; got {came}."
     with pytest.raises(RewardModelError, match=re.escape(message)):
-        check_answers([Clip(video(), TASK)], answers)
+        check_prediction_list([Clip(video(), TASK)], answers)
     with pytest.raises(RewardModelError, match=re.escape(message)):
         check_predictions([Clip(video(), TASK)], answers)
 
