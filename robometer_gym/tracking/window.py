@@ -179,8 +179,8 @@ class FrameCopier:
     """Copies frames into memory that earlier copies no longer need.
 
     Fresh memory for a 640x480 frame costs several times the copy itself, because the operating
-    system has to provide it page by page. A copy is written over only when nothing references it any
-    more, not even a view of it: a model may keep any frame.
+    system has to provide it page by page. A copy is overwritten only when
+    nothing references it any more, not even a view: a model may keep any frame.
 
     Example:
         >>> import numpy as np
