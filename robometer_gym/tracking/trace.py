@@ -1,4 +1,4 @@
-"""EpisodeTrace: what was seen, predicted and rewarded in one episode, and its file format.
+"""EpisodeTrace: the predictions, rewards and ends of one episode, and its file format.
 
 Everything that is decided from predictions afterwards is computed from traces: figures, pictures,
 thresholds, other rewards (`replay`). Knows nothing of environments or of how a model predicts.

@@ -179,8 +179,8 @@ class FrameCopier:
     """Copies frames into memory that earlier copies no longer need.
 
     Fresh memory for a 640x480 frame costs several times the copy itself, because the operating
-    system has to provide it page by page. A copy is written over only when nobody holds it any
-    more, not even a view of it: a model may keep whatever frames it likes.
+    system has to provide it page by page. A copy is overwritten only when
+    nothing references it any more, not even a view: a model may keep any frame.
 
     Example:
         >>> import numpy as np
@@ -199,17 +199,17 @@ class FrameCopier:
             if _references(self._copies, index) == _UNHELD:
                 copy = self._copies.pop(index)
                 if copy.shape != frame.shape:
-                    continue  # another size: it will hardly be asked for again
+                    continue  # another size: hardly ever wanted again
                 np.copyto(copy, frame)
                 break
         else:
             copy = frame.copy()
-            del self._copies[:-_MOST_COPIES]  # somebody keeps them all: do not look for ever
+            del self._copies[:-_MAX_COPIES]  # all of them are still in use: bound the search
         self._copies.append(copy)
         return copy
 
 
-_MOST_COPIES = 256
+_MAX_COPIES = 256
 
 
 def _references(frames: list[Frame], index: int) -> int:
