@@ -179,6 +179,16 @@ def test_the_table_of_settings_is_that_of_the_code():
         assert rows[field.name] == repr(field.default).replace("'", '"')
 
 
+def test_the_table_of_extras_is_that_of_the_package():
+    """A reader would install an extra that does not exist, or miss one."""
+    text = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = pyproject.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(
+        re.findall(r"^(\w+) = \[", extras, re.MULTILINE)
+    ) - {"dev"}
+
+
 def test_every_page_is_in_both_indexes():
     """A page would be found by nothing but a listing of the folder."""
     for page in PAGES[1:]:
