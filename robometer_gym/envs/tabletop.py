@@ -201,7 +201,12 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             ValueError: noise is negative or not finite, or the task is unknown.
         """
         now = self._running("expert_action")
-        _check_noise(noise)
+        if not isinstance(noise, Real):
+            raise TypeError(f"noise must be a number >= 0, got {noise!r}.")
+        if not 0.0 <= noise < np.inf:
+            raise ValueError(
+                f"noise is a standard deviation: it must be finite and >= 0, got {noise}."
+            )
         offset = now.offset_to(_check_task(task) or now.task)
         action = offset / max(float(np.linalg.norm(offset)), SPEED / SLOWING)
         if noise:
@@ -250,10 +255,3 @@ def _check_action(action: ArrayLike) -> NDArray[np.float64]:
             f"action must be finite, got {velocity.tolist()}. Has the policy diverged?"
         )
     return np.clip(velocity, -1.0, 1.0)
-
-
-def _check_noise(noise: float) -> None:
-    if not isinstance(noise, Real):
-        raise TypeError(f"noise must be a number >= 0, got {noise!r}.")
-    if not 0.0 <= noise < np.inf:
-        raise ValueError(f"noise is a standard deviation: it must be finite and >= 0, got {noise}.")
