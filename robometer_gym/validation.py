@@ -1,6 +1,6 @@
 """Argument checks that both halves share.
 
-Every error says what was expected, what came and what to do. Knows nothing of environments,
+Every error states the expected value, the given one and the way out. Knows nothing of environments,
 rewards or networks.
 """
 

@@ -175,7 +175,7 @@ def test_what_is_lazy_already_stays_as_it_is(loads):
 
 
 def test_an_empty_name_is_refused():
-    """The hub's own message says nothing about `reward_model`."""
+    """The hub's own message does not name `reward_model`."""
     with pytest.raises(ValueError, match="reward_model must not be empty: give a hub id"):
         LazyRewardModel("")
 
