@@ -36,7 +36,7 @@ from harness.report import markdown_table, print_json
 
 from robometer_gym import Clip, LazyRewardModel, Prediction, RewardModel
 from robometer_gym.data import Episode
-from robometer_gym.envs.scripted_episodes import KINDS, make_attempt
+from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.envs.tabletop import TASKS
 from robometer_gym.evaluation import (
     detection,
@@ -100,10 +100,13 @@ def measure(model: Any, attempts: int) -> dict[str, float]:
     """Return every figure of one model."""
     seeds = range(FIRST_SEED, FIRST_SEED + attempts)
     episodes: Episodes = {
-        kind: [make_attempt(kind, seed, rest=REST if kind == "expert" else 0) for seed in seeds]
-        for kind in KINDS
+        kind: [
+            make_scripted_episode(kind, seed, rest=REST if kind == "expert" else 0)
+            for seed in seeds
+        ]
+        for kind in SCRIPTS
     }
-    scores = {kind: [score(model, episode) for episode in episodes[kind]] for kind in KINDS}
+    scores = {kind: [score(model, episode) for episode in episodes[kind]] for kind in SCRIPTS}
     return {
         **order_and_ranking(episodes, scores),
         **success_figures(episodes, scores),
@@ -131,7 +134,7 @@ def order_and_ranking(episodes: Episodes, scores: Scores) -> dict[str, float]:
                 for episode, scored in zip(episodes[kind], scores[kind], strict=True)
                 if episode.task == task
             ]
-            for kind in KINDS
+            for kind in SCRIPTS
         }
         failed = final["wanders"] + final["wrong_block"]
         suboptimal = final["stops"] + final["misses"]
@@ -142,7 +145,7 @@ def order_and_ranking(episodes: Episodes, scores: Scores) -> dict[str, float]:
 def success_figures(episodes: Episodes, scores: Scores) -> dict[str, float]:
     """Return the F1s of success, and their parts."""
     by_frame, true_by_frame, by_episode, true_by_episode = [], [], [], []
-    for kind in KINDS:
+    for kind in SCRIPTS:
         for episode, scored in zip(episodes[kind], scores[kind], strict=True):
             true = np.zeros(len(episode), bool)
             if kind == "expert":
@@ -178,7 +181,7 @@ def instruction_figures(
 
 def preference_figure(model: Any, episodes: Episodes, count: int) -> float:
     """Return the preference accuracy on drawn pairs of every kind that the model is trained on."""
-    flat = [episode for kind in KINDS for episode in episodes[kind]]
+    flat = [episode for kind in SCRIPTS for episode in episodes[kind]]
     sampler, rng = Sampler(flat, SamplingSettings()), np.random.default_rng(FIRST_SEED)
     drawn = [sampler.draw(rng) for _ in range(count)]
     pairs = [pair for pair in drawn if isinstance(pair, Pair)]
