@@ -77,7 +77,7 @@ def train(chosen: argparse.Namespace, model: RobometerRewardModel, out: Path, se
     )
     agent = make_agent(chosen, venv, seed)
     steps = rounded_steps(agent, chosen.steps)
-    print(f"  {steps:,} steps in whole rollouts, for {chosen.steps:,} on request", flush=True)
+    print(f"  {steps:,} steps: {chosen.steps:,} rounded up to whole rollouts", flush=True)
     test = VecMonitor(DummyVecEnv([lambda: make_test_env(chosen)]))
     test.seed(FRESH)
     every = max(1, steps // 10 // NUM_ENVS)
@@ -96,7 +96,7 @@ def make_test_env(chosen: argparse.Namespace) -> gym.Env[Any, Any]:
     return gym.make(chosen.env, render_mode="rgb_array", **kwargs)
 
 
-def test_policy(chosen: argparse.Namespace, model: RobometerRewardModel, policy: Any) -> Report:
+def evaluate_policy(chosen: argparse.Namespace, model: RobometerRewardModel, policy: Any) -> Report:
     """Evaluate a policy on fresh episodes, which no detected success ends."""
     env = RobometerRewardWrapper(
         make_test_env(chosen), chosen.task, model, terminate_on_success=False
@@ -105,3 +105,66 @@ def test_policy(chosen: argparse.Namespace, model: RobometerRewardModel, policy:
         return evaluate(env, policy, chosen.episodes, seed=FRESH)
     finally:
         env.close()
+
+
+def shuffle_heads(model: RobometerRewardModel, seed: int) -> RobometerRewardModel:
+    """Shuffle the numbers within each tensor of the heads: the same sizes, and no meaning."""
+    generator = torch.Generator().manual_seed(seed)
+    for head in (model.model.progress_head, model.model.success_head):
+        for tensor in head.state_dict().values():
+            order = torch.randperm(tensor.numel(), generator=generator)
+            tensor.copy_(tensor.flatten()[order].reshape(tensor.shape))
+    return model
+
+
+def read_curve(folder: Path) -> tuple[Any, Any]:
+    """Return the steps and true success rates that EvalCallback has recorded."""
+    with np.load(folder / "evaluations.npz") as file:
+        steps = file["timesteps"]
+        known = "successes" in file  # some environments report no success
+        return steps, file["successes"].mean(axis=1) if known else np.full(len(steps), np.nan)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train all agents, print their success rates and plot their learning curves."""
+    parser = argparse.ArgumentParser(description="Train an agent from the camera alone.")
+    parser.add_argument("--algorithm", choices=ALGORITHMS, default="ppo")
+    parser.add_argument("--env", default=ENV_ID, help="any id (default: %(default)s)")
+    parser.add_argument("--task", default=TASKS[0], help="(default: %(default)s)")
+    parser.add_argument("--model", default="demo", help="hub id, folder, or 'demo'")
+    parser.add_argument("--steps", type=int, default=60_000, help="of each agent")
+    parser.add_argument("--episodes", type=int, default=100, help="of each final evaluation")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="two agents of each")
+    parser.add_argument("--engine", choices=("fast", "eager"), default="fast")
+    parser.add_argument("--out", type=Path, default=Path("outputs/train_sb3"))
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # networks as small as the demo's are slower on two
+
+    def load() -> RobometerRewardModel:
+        return RobometerRewardModel.from_pretrained(chosen.model, engine=chosen.engine)
+
+    random = evaluate_policy(chosen, load(), "random").totals.true_success_rate
+    rates, curves = {"random policy": random}, dict[str, list[tuple[Any, Any]]]()
+    for seed in chosen.seeds:
+        for name in ("checkpoint", "shuffled heads"):
+            print(f"{chosen.algorithm.upper()}, rewarded by the {name}, seed {seed}")
+            started, out = time.time(), chosen.out / f"{chosen.algorithm}_{name[:8]}_{seed}"
+            model = shuffle_heads(load(), seed) if name == "shuffled heads" else load()
+            agent = train(chosen, model, out, seed)
+            report = evaluate_policy(chosen, model, agent)
+            rates[f"{name}, seed {seed}"] = report.totals.true_success_rate
+            curves.setdefault(f"rewarded by the {name}", []).append(read_curve(out))
+            print(f"  {time.time() - started:.0f} s")
+    plot_learning_curves(
+        curves,
+        chosen.out / "learning_curves.png",
+        baselines={"random policy": random},
+        title="Trained without the environment's reward",
+    )
+    print(f"\ntrue success over {chosen.episodes} fresh episodes of {chosen.task!r}")
+    for name, rate in rates.items():
+        print(f"  {name:28s} {rate:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,13 @@ from robometer_gym.evaluation.metrics import (
     value_order_correlation,
 )
 from robometer_gym.evaluation.overlay import write_overlay
-from robometer_gym.evaluation.plots import Run, plot_episodes, plot_losses, plot_scores
+from robometer_gym.evaluation.plots import (
+    Run,
+    plot_episodes,
+    plot_learning_curves,
+    plot_losses,
+    plot_scores,
+)
 from robometer_gym.evaluation.report import EvaluatedEpisode, Report, Totals
 from robometer_gym.evaluation.rollout import evaluate
 from robometer_gym.evaluation.scoring import Scores, score_frames, score_video
@@ -39,6 +45,7 @@ __all__ = [
     "evaluate",
     "kendall_tau_a",
     "plot_episodes",
+    "plot_learning_curves",
     "plot_losses",
     "plot_scores",
     "policy_ranking",

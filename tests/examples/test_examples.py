@@ -1,5 +1,7 @@
 """The examples run as they are: a user copies them first."""
 
+import argparse
+import importlib.util
 import runpy
 import sys
 
@@ -12,7 +14,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Arguments that turn minutes into seconds.
 SHORT = {
     "train_demo_checkpoint": ["--steps", "6", "--attempts", "20"],
-    "train_sb3": ["--steps", "512", "--episodes", "2"],
+    "train_sb3": ["--steps", "512", "--episodes", "2", "--seeds", "0", "1"],
 }
 # Has a test of its own, because it needs a robot and OpenGL.
 ELSEWHERE = "fetch_push"
@@ -35,3 +37,21 @@ def test_example_states_command_and_hardware(example):
     text = example.read_text()
     assert all(word in text for word in ("You will see:", "Command:", "Hardware:"))
     assert len(text.splitlines()) <= (170 if example.stem in (*SHORT, ELSEWHERE) else 80)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "robometer_gym/TabletopReach-v0"])
+@pytest.mark.parametrize("steps", [1_500, 20_000, 60_000])
+def test_train_sb3_makes_about_the_requested_steps(algorithm, env, steps):
+    """A request for 1,500 steps on a robot would make 16,384."""
+    env_util = pytest.importorskip("stable_baselines3.common.env_util")
+    if (algorithm, env) == ("sac", "CartPole-v1"):
+        pytest.skip("SAC needs continuous actions")
+    spec = importlib.util.spec_from_file_location("train_sb3", ROOT / "examples" / "train_sb3.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    chosen = argparse.Namespace(algorithm=algorithm, env=env, steps=steps)
+    agent = module.make_agent(chosen, env_util.make_vec_env(env, module.NUM_ENVS), seed=0)
+    assert steps <= module.rounded_steps(agent, steps) <= steps + 512
