@@ -11,8 +11,8 @@ from gymnasium.utils.env_checker import check_env
 
 from robometer_gym import FrameCapture
 from robometer_gym.testing import CountingEnv
+from robometer_gym.tracking.events import Start, Step
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.tracking.tracker import Start, Step
 from robometer_gym.wrappers.frame_capture import (
     CAPTURE,
     REWARD,
@@ -64,21 +64,6 @@ def test_the_first_frame_is_told_once():
     assert CAPTURE in info
     env.step(0)
     assert CAPTURE not in info
-
-
-def test_it_remembers_that_the_environment_tells_success():
-    """The model's word would stand for the truth in an environment that tells it now and then."""
-
-    class TellsOnce(CountingEnv):
-        def step(self, action: Any) -> Any:
-            *rest, info = super().step(action)
-            return *rest, {"success": False} if self.steps == 1 else info
-
-    env = capturing(TellsOnce([3]), predict_every=3)
-    env.reset()
-    env.step(0)
-    env.step(0)
-    assert env.step(0)[4][CAPTURE].reports_success
 
 
 def test_success_makes_the_next_step_a_reset():
@@ -147,7 +132,7 @@ def test_captures_become_events():
     """The tracker would be told of another environment, or another end."""
     frames = {"render": np.ones((4, 4, 3), np.uint8)}
     assert Captures().event(3, Capture(frames=frames), "open it") == Start(3, "open it", frames)
-    step = Captures().event(2, Capture(4, 0.1, True), "", True, False)
+    step = Captures().event(2, Capture(4, 0.1), "", True, False, True)
     assert step == Step(2, 0.1, True, False, None, True)
 
 

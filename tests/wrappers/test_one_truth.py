@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 
 from robometer_gym import FrameCapture, RobometerRewardWrapper, RobometerVectorRewardWrapper
 from robometer_gym.reward_model import Clip, Prediction
-from robometer_gym.tracking.tracker import Stream
+from robometer_gym.tracking.events import Stream
 from tests.environments import CAMERAS, DiceEnv, Life, read
 from tests.wrappers.schedules import (
     Diaries,

@@ -1101,7 +1101,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_whatever_on_error_says(monkey
     def load(name):
         raise FileNotFoundError(f"{name} is not there")
 
-    monkeypatch.setattr("robometer_gym.tracking.tracker.load_reward_model", load)
+    monkeypatch.setattr("robometer_gym.models.loading._load", load)
     for on_error in ("raise", "hold", "env"):
         env = wrap(CountingEnv(), "org/nmae", on_error=on_error)
         with pytest.raises(FileNotFoundError, match="org/nmae is not there"):
@@ -1266,10 +1266,7 @@ SETTINGS: dict[str, Any] = {
 def named_model(monkeypatch):
     """The reward model that every name stands for."""
     model = ScriptedRewardModel(progress=brightness)
-    monkeypatch.setattr(
-        "robometer_gym.tracking.tracker.load_reward_model",
-        lambda named: model if isinstance(named, str) else named,
-    )
+    monkeypatch.setattr("robometer_gym.models.loading._load", lambda name: model)
     return model
 
 
@@ -1320,7 +1317,7 @@ def test_a_live_model_is_shared_and_not_copied():
     """Asking an environment for its spec would copy a model of nine gigabytes."""
     model = Huge()
     env = tabletop(model)
-    assert env.spec.additional_wrappers[-1].kwargs["reward_model"] is model
+    assert env.spec.additional_wrappers[-1].kwargs["reward_model"].load() is model
     again = gym.make(env.spec)
     again.reset(seed=0)
     assert len(model.clips) == 1
@@ -1333,7 +1330,7 @@ def test_a_live_model_is_not_copied_by_the_spec_of_an_outer_wrapper():
     assert env.spec is not None
     kwargs = env.spec.additional_wrappers[-2].kwargs
     assert kwargs is not None
-    assert kwargs["reward_model"] is model
+    assert kwargs["reward_model"].load() is model
     again = gym.make(env.spec)
     again.reset(seed=0)
     assert len(model.clips) == 1

@@ -221,6 +221,24 @@ def test_the_environments_own_success_is_told_beside_the_models():
     assert infos["is_success"].tolist() == [False]
 
 
+class ReportsSuccessOnce(CountingEnv):
+    """Reports success at its first step alone."""
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return *rest, {"success": False} if self.steps == 1 else info
+
+
+def test_an_environment_that_reports_success_between_predictions_reports_it():
+    """The model's word would stand for the truth in an environment that tells it now and then."""
+    core = SyncVectorEnv([lambda: FrameCapture(ReportsSuccessOnce([3]))] * 2)
+    envs = RobometerVectorRewardWrapper(core, TASK, ScriptedRewardModel(), predict_every=3)
+    envs.reset()
+    infos = [step(envs)[4] for _ in range(3)][-1]
+    assert infos["robometer/success"].tolist() == [False, False]
+    assert "is_success" not in infos
+
+
 class TellsArrays(gym.Wrapper[Any, Any, Any, Any]):
     """Tells arrays whose shape changes, and whole numbers that become broken ones at reset."""
 
@@ -298,7 +316,7 @@ def test_a_model_given_by_name_is_loaded_at_the_first_reset(monkeypatch):
         asked.append(name)
         return ScriptedRewardModel()
 
-    monkeypatch.setattr("robometer_gym.tracking.tracker.load_reward_model", load)
+    monkeypatch.setattr("robometer_gym.models.loading._load", load)
     envs = vector("some/model", [[3], [3]])
     assert asked == []
     envs.reset()
@@ -393,7 +411,7 @@ def test_a_copy_of_a_vector_goes_on_alone():
     envs.reset()
     step(envs)
     copy = deepcopy(envs)
-    assert copy.tracker.model is envs.tracker.model
+    assert copy.tracker.reward_model is envs.tracker.reward_model
     assert step(copy)[1].tolist() == step(envs)[1].tolist() == [1 / 16, 1 / 16]
     assert copy.unwrapped.envs[0].unwrapped.steps == 2
 
