@@ -15,7 +15,7 @@ from robometer_gym import (
 )
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 from robometer_gym.tracking.settings import RewardOptions
-from robometer_gym.wrappers.env_kinds import check_kind, env_maker, kind_of
+from robometer_gym.wrappers.env_kinds import check_kind, env_factory, kind_of
 
 TASK = "open the drawer"
 
@@ -138,9 +138,9 @@ def test_what_makes_an_environment():
     """An id would be made without pictures, or the user's own arguments be lost."""
     spec = gym.spec("robometer_gym/TabletopReach-v0")
     for env in (spec.id, spec):
-        assert env_maker(env, None)().render_mode == "rgb_array"
-        assert env_maker(env, {"render_mode": None})().render_mode is None
-    assert env_maker(CountingEnv, {"lengths": [7]})().lengths == (7,)  # type: ignore[attr-defined]
+        assert env_factory(env, None)().render_mode == "rgb_array"
+        assert env_factory(env, {"render_mode": None})().render_mode is None
+    assert env_factory(CountingEnv, {"lengths": [7]})().lengths == (7,)  # type: ignore[attr-defined]
 
 
 def test_kinds():

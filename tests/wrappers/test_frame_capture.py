@@ -17,7 +17,7 @@ from robometer_gym.wrappers.frame_capture import (
     CAPTURE,
     REWARD,
     Capture,
-    Captures,
+    CaptureReader,
     SubEnvironmentError,
 )
 from tests.environments import Trouble
@@ -125,14 +125,16 @@ def test_an_exception_becomes_a_message(at):
         assert env.observation_space.contains(observation)
         assert (reward, terminated, truncated) == (0.0, False, False)
     with pytest.raises(SubEnvironmentError, match=r"Environment 7 failed: RuntimeError: the gri"):
-        Captures().event(7, info[CAPTURE], "open the drawer")
+        CaptureReader().event(7, info[CAPTURE], "open the drawer")
 
 
 def test_captures_become_events():
     """The tracker would be told of another environment, or another end."""
     frames = {"render": np.ones((4, 4, 3), np.uint8)}
-    assert Captures().event(3, Capture(frames=frames), "open it") == Start(3, "open it", frames)
-    step = Captures().event(2, Capture(4, 0.1), "", True, False, True)
+    assert CaptureReader().event(3, Capture(frames=frames), "open it") == Start(
+        3, "open it", frames
+    )
+    step = CaptureReader().event(2, Capture(4, 0.1), "", True, False, True)
     assert step == Step(2, 0.1, True, False, None, True)
 
 

@@ -25,7 +25,7 @@ from robometer_gym import (
     make_robometer_vec,
 )
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
-from robometer_gym.wrappers.worker_failures import close_workers, naming_dead_workers
+from robometer_gym.wrappers.worker_failures import close_workers, report_dead_workers
 from tests.environments import Trouble
 
 pytestmark = pytest.mark.usefixtures("no_hanging")
@@ -266,7 +266,7 @@ def test_after_an_interrupt_no_answer_is_waited_for(kind, monkeypatch):
 def test_the_broken_pipe_of_something_else_passes():
     """A model on a server that is gone would be reported as a dead environment."""
     core = SyncVectorEnv([captured])
-    with pytest.raises(ConnectionResetError, match="server"), naming_dead_workers(core):
+    with pytest.raises(ConnectionResetError, match="server"), report_dead_workers(core):
         raise ConnectionResetError("server")
 
 
