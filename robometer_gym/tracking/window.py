@@ -1,7 +1,6 @@
-"""One episode's frames in bounded memory, and the window of them that the model sees.
+"""FrameHistory: one episode's frames in bounded memory, and the window shown to the model.
 
-Also shrinks a frame before it is kept. Knows nothing of environments, tasks or models: it keeps
-the arrays that it receives, with their steps, and picks a window of them.
+Also shrinks frames before they are kept. Knows nothing of environments, tasks or models.
 """
 
 from __future__ import annotations
