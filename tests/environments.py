@@ -1,4 +1,4 @@
-"""Test environments for worker processes: one random, one that fails.
+"""Environments for the tests of many: one rolls dice, others fail. Worker processes load only this.
 
 Knows nothing of torch or Stable-Baselines3.
 """
@@ -20,7 +20,7 @@ Report = Literal["never", "always", "at the end", "late", "as success"]
 
 
 class Life(NamedTuple):
-    """Script of one `DiceEnv`: length and end of each episode, and how it reports success."""
+    """The course of one `DiceEnv`: length and end of each episode, and its reports of success."""
 
     lengths: Sequence[int] = (5,)
     ends: Sequence[End] = ("terminated",)
@@ -28,10 +28,10 @@ class Life(NamedTuple):
 
 
 class DiceEnv(gym.Env[Any, Any]):
-    """Environment that draws a random number at every step and reset; a stray draw shows for ever.
+    """Every step and every reset rolls the environment's own dice, so a stray one shows for ever.
 
-    Frames encode camera, environment, episode and step (see `read`). `info["meant"]` repeats the
-    step's own result, for a test that does not trust the wrappers.
+    Frames encode their environment, episode and step, and the camera. `info` has the
+    environment's own outcome, for an oracle that does not trust the wrappers.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as in gym.Env
@@ -48,7 +48,7 @@ class DiceEnv(gym.Env[Any, Any]):
         self.live([Life()] * (number + 1))
 
     def live(self, lives: Sequence[Life]) -> None:
-        """Start again with the one of `lives` that has this environment's number."""
+        """Start again, with that life of `lives` which has this environment's number."""
         self.life = lives[self.number]
         self.episode = -1
         self.steps = 0
@@ -82,7 +82,7 @@ class DiceEnv(gym.Env[Any, Any]):
         return self._observation(roll), reward, terminated, truncated, info | success
 
     def _success(self, over: bool) -> dict[str, bool]:
-        """Return the info entry that reports success at this step, if any."""
+        """Return the environment's report of success at this step, if it makes one."""
         key = "success" if self.life.report == "as success" else "is_success"
         reports = {
             "never": False,
@@ -108,7 +108,7 @@ class DiceEnv(gym.Env[Any, Any]):
 
 
 def read(frame: Any) -> tuple[str, int, int, int]:
-    """Return the camera, environment, episode and step that a frame of `DiceEnv` encodes."""
+    """Return camera, environment, episode and step of a frame of `DiceEnv`."""
     pixels = frame.tobytes()
     assert pixels == pixels[:3] * (len(pixels) // 3), "mixed from several frames"
     red, episode, step = pixels[:3]
@@ -116,10 +116,10 @@ def read(frame: Any) -> tuple[str, int, int, int]:
 
 
 class Trouble(CountingEnv):
-    """CountingEnv with one fault, at one step of one episode.
+    """A CountingEnv to which something happens, once, when an episode has come to a step.
 
     Step 0 is the reset. `what`: "raise" an error, "die" by SIGKILL, "exit" the process; render
-    "none" or a "black" frame; return the reward None ("nothing"), or a "misshapen" observation.
+    "none" or a "black" frame; give a reward of "nothing"; an observation that is "misshapen".
     """
 
     def __init__(self, what: str = "", episode: int = 0, step: int = 1, **counting: Any) -> None:
