@@ -1,7 +1,7 @@
 """The seam between the two halves: Clip, Prediction and the RewardModel protocol.
 
-The environment half makes clips and asks for predictions; the model half answers. Both import
-this module and neither imports the other. Knows nothing of environments, rewards or networks.
+The environment half makes clips, the model half predicts. Both import this module and neither
+imports the other. Knows nothing of environments, rewards or networks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
     "ReleasesStreams",
     "RewardModel",
     "RewardModelError",
-    "check_answers",
     "check_prediction",
+    "check_prediction_list",
     "check_predictions",
     "model_name",
 ]
@@ -43,7 +43,7 @@ class RewardModelError(RuntimeError):
 
 
 class CheckpointError(RewardModelError):
-    """A checkpoint cannot be found, read or trusted; the message says what to do about it."""
+    """A checkpoint cannot be found, read or trusted; the message gives the way out."""
 
 
 class Clip:
@@ -55,7 +55,7 @@ class Clip:
         task: the instruction, in words.
         stream: which episode (and camera) the frames come from, or None.
         steps: each frame's step in that episode, increasing, or None. `(stream, step)` names a
-            frame, so that a model can keep what it has computed for it.
+            frame, so that a model can cache results for it.
 
     Raises:
         TypeError: frames are not uint8, the task is not a string, the stream cannot be hashed, or
@@ -88,7 +88,7 @@ class Clip:
             hash(self.stream)
         except TypeError:
             raise TypeError(
-                "stream must be hashable, for a model looks up by it what it keeps; got "
+                "stream must be hashable, because a model caches by stream; got "
                 f"{self.stream!r}. Give a string, a number or a tuple of these, or None."
             ) from None
         if not self.images:
@@ -129,7 +129,7 @@ class Clip:
 
     @cached_property
     def frames(self) -> NDArray[np.uint8]:
-        """All frames as one array: (T, H, W, 3) uint8. Stacked when first asked for."""
+        """All frames as one array: (T, H, W, 3) uint8. Stacked on first access."""
         return np.stack(self.images)
 
     def __len__(self) -> int:
@@ -154,7 +154,7 @@ def _integers(steps: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one clip, frame by frame.
+    """Progress and success of one clip, frame by frame.
 
     Each value speaks of the clip up to and including its frame, so the last one is "now".
 
@@ -190,10 +190,10 @@ class RewardModel(Protocol):
 
 @runtime_checkable
 class ReleasesStreams(Protocol):
-    """A reward model that keeps something per stream, and wants to know when one has ended."""
+    """A reward model that caches per stream and releases a stream when its episode has ended."""
 
     def release(self, stream: Hashable) -> None:
-        """Forget `stream`: its episode is over and will not be asked about again."""
+        """Forget `stream`: its episode is over and will not be predicted again."""
         ...
 
 
@@ -213,18 +213,18 @@ def model_name(model: object) -> str:
 
 
 def check_predictions(clips: Sequence[Clip], predictions: object) -> list[Prediction]:
-    """Return `predictions` if they can be the answer to `clips`.
+    """Return `predictions` if they are valid predictions of `clips`.
 
     Raises:
         RewardModelError: wrong number, type, shape or dtype, a NaN, or a value outside [0, 1].
     """
-    answers = check_answers(clips, predictions)
-    for clip, answer in zip(clips, answers, strict=True):
-        check_prediction(clip, answer)
-    return answers
+    checked = check_prediction_list(clips, predictions)
+    for clip, prediction in zip(clips, checked, strict=True):
+        check_prediction(clip, prediction)
+    return checked
 
 
-def check_answers(clips: Sequence[Clip], predictions: object) -> list[Prediction]:
+def check_prediction_list(clips: Sequence[Clip], predictions: object) -> list[Prediction]:
     """Return `predictions` if there is one for each clip; each is still to be checked.
 
     Raises:
@@ -240,7 +240,7 @@ def check_answers(clips: Sequence[Clip], predictions: object) -> list[Prediction
 
 
 def check_prediction(clip: Clip, prediction: Prediction) -> None:
-    """Raise unless `prediction` can be the answer to `clip`.
+    """Raise unless `prediction` is a valid prediction of `clip`.
 
     Raises:
         RewardModelError: wrong type, shape or dtype, a NaN, or a value outside [0, 1].

@@ -1,6 +1,6 @@
 """Argument checks that both halves share.
 
-Every error says what was expected, what came and what to do. Knows nothing of environments,
+Every error states the expected value, the given one and the way out. Knows nothing of environments,
 rewards or networks.
 """
 
@@ -11,11 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["check_count", "check_task", "check_tasks", "frame_hint"]
+__all__ = ["MissingDependencyError", "check_count", "check_task", "check_tasks", "frame_hint"]
 
 # Chat models write their control tokens <|name|>. In a task they would be read as such, and
 # "<|prog_token|>" would even change how many predictions come back.
 _CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
+
+
+class MissingDependencyError(ImportError):
+    """An optional library is not installed; the message gives the command that installs it."""
 
 
 def check_count(name: str, value: object, minimum: int = 1) -> int:

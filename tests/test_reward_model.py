@@ -12,8 +12,8 @@ from robometer_gym.reward_model import (
     Prediction,
     ReleasesStreams,
     RewardModelError,
-    check_answers,
     check_prediction,
+    check_prediction_list,
     check_predictions,
 )
 from robometer_gym.testing import ScriptedRewardModel
@@ -82,7 +82,7 @@ def test_the_repr_says_what_a_clip_is():
         (
             np.zeros((4, 6, 3), np.uint8),
             ValueError,
-            "ndarray (6, 3). This is one picture: frames[None]",
+            "ndarray (6, 3). This is one frame: frames[None]",
         ),
         (
             np.zeros((2, 3, 4, 6), np.uint8),
@@ -90,9 +90,9 @@ def test_the_repr_says_what_a_clip_is():
             "got 2 frames of ndarray (3, 4, 6). Transpose",
         ),
         (np.zeros((2, 4, 6, 4), np.uint8), ValueError, "(4, 6, 4). Drop the alpha channel"),
-        (np.zeros((2, 4, 6), np.uint8), ValueError, "ndarray (4, 6). Repeat grey pictures"),
-        (np.zeros((2, 4, 6, 1), np.uint8), ValueError, "(4, 6, 1). Repeat grey pictures"),
-        (np.zeros((1, 2, 4, 6, 3), np.uint8), ValueError, "(2, 4, 6, 3). Give RGB pictures"),
+        (np.zeros((2, 4, 6), np.uint8), ValueError, "ndarray (4, 6). Repeat gray frames"),
+        (np.zeros((2, 4, 6, 1), np.uint8), ValueError, "(4, 6, 1). Repeat gray frames"),
+        (np.zeros((1, 2, 4, 6, 3), np.uint8), ValueError, "(2, 4, 6, 3). Pass RGB frames"),
         (["a.png"], ValueError, "got 1 frames of str (). Convert it with np.asarray(frames)"),
         (np.zeros((2, 4, 6, 3), np.float32), TypeError, "must be uint8 in [0, 255], got float32"),
         (np.zeros((2, 4, 6, 3), np.int64), TypeError, "must be uint8 in [0, 255], got int64"),
@@ -197,7 +197,7 @@ def test_there_must_be_one_answer_per_clip(answers, came):
     """With one answer too few, environments would be paid for each other's progress."""
     message = f"must return a list of 1 predictions, one per clip; got {came}."
     with pytest.raises(RewardModelError, match=re.escape(message)):
-        check_answers([Clip(video(), TASK)], answers)
+        check_prediction_list([Clip(video(), TASK)], answers)
     with pytest.raises(RewardModelError, match=re.escape(message)):
         check_predictions([Clip(video(), TASK)], answers)
 

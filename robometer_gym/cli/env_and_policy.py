@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
+from robometer_gym.validation import MissingDependencyError
 from robometer_gym.wrappers.cameras import Cameras
 
 __all__ = ["load_policy", "make_env", "read_env_kwargs"]
@@ -105,7 +106,7 @@ def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
     Raises:
         ValueError: nothing of the kind, no model in the file, or one for another environment.
         FileNotFoundError: no such file.
-        DependencyNotInstalled: Stable-Baselines3 is missing.
+        MissingDependencyError: Stable-Baselines3 is missing.
     """
     kind, _, rest = name.partition(":")
     if name == "random":
@@ -123,7 +124,7 @@ def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
     try:
         import stable_baselines3
     except ImportError as error:
-        raise DependencyNotInstalled(
+        raise MissingDependencyError(
             "A saved policy needs stable-baselines3: pip install 'robometer-gym[sb3]'."
         ) from error
     try:

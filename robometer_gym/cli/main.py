@@ -30,7 +30,7 @@ from robometer_gym.evaluation.tables import plain_text
 from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel
 from robometer_gym.reward_model import RewardModel, RewardModelError
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.validation import check_task
+from robometer_gym.validation import MissingDependencyError, check_task
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
 __all__ = ["main"]
@@ -44,6 +44,7 @@ _USER_ERRORS = (
     OSError,
     FloatingPointError,
     DependencyNotInstalled,
+    MissingDependencyError,
 )
 
 _FPS = 3.0  # what the authors' published scores were made with
@@ -306,7 +307,7 @@ def _load(arguments: argparse.Namespace) -> RewardModel:
             arguments.model, **{name: getattr(arguments, name) for name in options}
         ).load()
     except ImportError as error:
-        raise DependencyNotInstalled(str(error)) from error
+        raise MissingDependencyError(str(error)) from error
 
 
 def _score(arguments: argparse.Namespace) -> None:
@@ -372,7 +373,7 @@ def _train(arguments: argparse.Namespace) -> None:
     try:
         from robometer_gym.training import LORA, train  # torch takes seconds to come
     except ImportError as error:
-        raise DependencyNotInstalled(str(error)) from error
+        raise MissingDependencyError(str(error)) from error
     train(
         arguments.model,
         episodes,

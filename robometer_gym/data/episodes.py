@@ -150,7 +150,7 @@ def read_episodes(
     Raises:
         FileNotFoundError: there is no such folder, or no `episodes.jsonl` in it.
         ValueError: a line or a video that cannot be read, or none that can.
-        DependencyNotInstalled: PyAV is missing.
+        MissingDependencyError: PyAV is missing.
     """
     folder = Path(folder)
     if bad not in ("raise", "skip"):
@@ -271,7 +271,7 @@ class EpisodeWriter:
 
         Raises:
             ValueError: frames that are not (T, H, W, 3) uint8, or an fps that is no rate.
-            DependencyNotInstalled: PyAV is missing.
+            MissingDependencyError: PyAV is missing.
         """
         video, aside = self._claim()
         try:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from robometer_gym.data.episodes import Episode, Frames, Outcome
 from robometer_gym.data.video import VideoFrames
+from robometer_gym.validation import MissingDependencyError
 
 __all__ = ["read_lerobot"]
 
@@ -64,7 +64,7 @@ def read_lerobot(
         FileNotFoundError: there is no such folder, or a file of `meta` is missing.
         ValueError: another version, no such camera, an episode that cannot be read, or none that
             can.
-        DependencyNotInstalled: PyArrow or PyAV is missing.
+        MissingDependencyError: PyArrow or PyAV is missing.
 
     Example:
         >>> read_lerobot("datasets/lamp", camera="observation.images.top")  # doctest: +SKIP
@@ -303,7 +303,7 @@ def _import_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DependencyNotInstalled(
+        raise MissingDependencyError(
             "Reading LeRobot datasets needs pyarrow: pip install 'robometer-gym[train]'."
         ) from error
     return pyarrow

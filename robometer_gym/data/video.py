@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.window import shrink
-from robometer_gym.validation import frame_hint
+from robometer_gym.validation import MissingDependencyError, frame_hint
 
 __all__ = ["Video", "VideoFrames", "read_video", "sample_at_fps", "write_video"]
 
@@ -94,7 +93,7 @@ class VideoFrames:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is broken or of another kind, or has fewer frames.
-        DependencyNotInstalled: PyAV is missing.
+        MissingDependencyError: PyAV is missing.
 
     Example:
         >>> import tempfile
@@ -185,7 +184,7 @@ def read_video(path: str | os.PathLike[str], *, frame_size: int | None = None) -
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is broken, or does not hold what is described above.
-        DependencyNotInstalled: PyAV is missing.
+        MissingDependencyError: PyAV is missing.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -239,7 +238,7 @@ def write_video(
 
     Raises:
         ValueError: another suffix, a wrong shape or dtype, or an fps that is no rate.
-        DependencyNotInstalled: PyAV is missing.
+        MissingDependencyError: PyAV is missing.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITABLE:
@@ -400,7 +399,7 @@ def _import_av(doing: str) -> Any:
     try:
         import av
     except ImportError as error:
-        raise DependencyNotInstalled(
+        raise MissingDependencyError(
             f"{doing} mp4 needs PyAV: pip install 'robometer-gym[video]'."
         ) from error
     return av

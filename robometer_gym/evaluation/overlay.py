@@ -39,7 +39,7 @@ def write_overlay(run: Run, path: str | os.PathLike[str], *, fps: float | None =
 
     Raises:
         ValueError: see `write_video`.
-        DependencyNotInstalled: PyAV is missing.
+        MissingDependencyError: PyAV is missing.
     """
     fps = fps or _rate(run)
     frames = list(overlay_frames(run))

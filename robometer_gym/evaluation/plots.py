@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
 from robometer_gym.evaluation.scoring import Scores
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.tracking.window import linspace_indices
+from robometer_gym.validation import MissingDependencyError
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -86,7 +86,7 @@ def plot_scores(
 
     Raises:
         ValueError: not one frame per score.
-        DependencyNotInstalled: matplotlib is missing.
+        MissingDependencyError: matplotlib is missing.
     """
     if len(frames) != len(scores):
         raise ValueError(
@@ -125,7 +125,7 @@ def plot_episodes(
 
     Raises:
         ValueError: no runs, or more than four.
-        DependencyNotInstalled: matplotlib is missing.
+        MissingDependencyError: matplotlib is missing.
     """
     if not 1 <= len(runs) <= 4:
         raise ValueError(f"runs must be one to four episodes, got {len(runs)}.")
@@ -160,7 +160,7 @@ def plot_losses(logged: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
 
     Raises:
         ValueError: nothing was logged.
-        DependencyNotInstalled: matplotlib is missing.
+        MissingDependencyError: matplotlib is missing.
     """
     names = ("loss", "progress_loss", "success_loss", "preference_loss")
     if not any(name in entry for entry in logged for name in names):
@@ -195,7 +195,7 @@ def _new_figure(figsize: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DependencyNotInstalled(
+        raise MissingDependencyError(
             "Drawing plots needs matplotlib: pip install 'robometer-gym[video]'."
         ) from error
     return Figure(figsize=figsize, dpi=_DPI)

@@ -262,7 +262,7 @@ class Report:
             The files.
 
         Raises:
-            DependencyNotInstalled: matplotlib or PyAV is missing.
+            MissingDependencyError: matplotlib or PyAV is missing.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

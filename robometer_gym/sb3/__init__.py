@@ -3,12 +3,12 @@
 Needs the extra "sb3".
 """
 
-from gymnasium.error import DependencyNotInstalled
+from robometer_gym.validation import MissingDependencyError
 
 try:
     import stable_baselines3  # noqa: F401
 except ImportError as error:
-    raise DependencyNotInstalled(
+    raise MissingDependencyError(
         "robometer_gym.sb3 needs stable-baselines3: pip install 'robometer-gym[sb3]'."
     ) from error
 

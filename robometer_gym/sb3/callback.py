@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.error import DependencyNotInstalled
 from stable_baselines3.common.callbacks import BaseCallback
 
 from robometer_gym.evaluation.metrics import detection
@@ -26,7 +25,7 @@ from robometer_gym.evaluation.scoring import Scores
 from robometer_gym.reward_model import Clip, Prediction
 from robometer_gym.tracking.events import Settled, Stream
 from robometer_gym.tracking.tracker import EpisodeTracker
-from robometer_gym.validation import check_count
+from robometer_gym.validation import MissingDependencyError, check_count
 
 __all__ = ["RobometerCallback"]
 
@@ -58,7 +57,7 @@ class RobometerCallback(BaseCallback):
         verbose: as in every callback of SB3.
 
     Raises:
-        DependencyNotInstalled: videos are wanted and PyAV is missing.
+        MissingDependencyError: videos are wanted and PyAV is missing.
         NotADirectoryError: `clips_dir` is a file.
         ValueError: `max_clips` below 1; at the start of the training, an environment that no
             VecRobometerReward pays.
@@ -81,7 +80,7 @@ class RobometerCallback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         if clips_dir is not None and find_spec("av") is None:
-            raise DependencyNotInstalled(
+            raise MissingDependencyError(
                 "Keeping clips as videos needs PyAV: pip install 'robometer-gym[video]'."
             )
         if clips_dir is not None and Path(clips_dir).is_file():

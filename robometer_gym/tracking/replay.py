@@ -27,8 +27,8 @@ def replay(trace: EpisodeTrace, settings: RewardSettings | None = None) -> Episo
     """Return the trace as it would have been with other settings of the reward.
 
     With success detected earlier the episode ends there. With success detected later, or never,
-    it ends where the recording does, and `EpisodeTrace.ended` is False: nobody knows what the
-    environment would have done next.
+    it ends where the recording does, and `EpisodeTrace.ended` is False: how the
+    environment would have continued is unknown.
 
     Args:
         trace: of an episode; a video has no rewards to compute.
@@ -107,7 +107,7 @@ def _answer(
 
 
 class _NoModel:
-    """The reward model of a replay, which is never asked."""
+    """The reward model of a replay, which is never called."""
 
     def predict(self, clips: Sequence[Clip]) -> list[Prediction]:
         raise AssertionError("a replay predicts nothing")

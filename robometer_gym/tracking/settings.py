@@ -1,7 +1,7 @@
-"""What a user may choose about the reward: names, defaults and what is refused.
+"""RewardSettings: the arguments of all reward wrappers, their defaults and their ranges.
 
 One table for every wrapper, so that the scalar, the vector and the Stable-Baselines3 one cannot
-drift apart. Knows nothing of how a choice is carried out.
+drift apart. Knows nothing of how a setting takes effect.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RewardOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings:
-    """How the agent is paid. All of it goes into JSON, but for a camera that is a function.
+    """Settings of the reward. All of them go into JSON, except a camera that is a function.
 
     Attributes:
         predict_every: environment steps between predictions, >= 1. One more is made at reset and
@@ -68,18 +68,18 @@ class RewardSettings:
             episode, first and current one always in (the authors' rule); "tail" shows the last
             ones (LeRobot's rule); "anchored" mostly appends, which an engine with a cache can
             use. See `robometer_gym.tracking.window.FrameHistory`.
-        mode: "replace" pays the model's reward alone, "shape" adds it to the environment's.
-        signal: "delta" pays the progress made since the previous prediction, 0 between
-            predictions; "potential" pays gamma * progress after - progress before on each step,
-            where progress counts as 0 at a true end; "progress" pays the latest progress on each
-            step. The README says which to take.
-        gamma: the discount in "potential", in [0, 1]. Give the agent's own.
+        mode: "replace": the model's reward alone; "shape": added to the environment's.
+        signal: "delta": the progress made since the previous prediction, 0 between predictions;
+            "potential": gamma * progress after - progress before on each step, where progress
+            counts as 0 at a true end; "progress": the latest progress on each step.
+            docs/settings.md explains the choice.
+        gamma: the discount in "potential", in [0, 1]. Pass the agent's own.
         scale: multiplies the signal. Finite.
         success_threshold: a prediction votes "done" when its success probability reaches this.
         success_votes: votes that make a success.
         success_window: how many of the latest predictions vote. The one at reset votes too, but
             nothing is detected before the first step.
-        success_bonus: paid once, when success is detected; not scaled. Finite.
+        success_bonus: added once, when success is detected; not scaled. Finite.
         terminate_on_success: whether a detected success ends the episode (`terminated`).
         camera: where frames come from: "render"; a key of the observation, whose value is
             (H, W, 3) uint8; a function of (env, observation) that returns such a frame; or a dict
@@ -87,7 +87,7 @@ class RewardSettings:
         frame_size: frames are shrunk so that their shortest edge is this many pixels; never
             enlarged. 240 is what the checkpoint was trained on. None keeps the source's size.
         on_error: what happens when the model fails: "raise"; "hold" takes 0 for the model's part
-            and keeps the last progress; "env" pays the environment's reward. The last two log a
+            and keeps the last progress; "env" gives the environment's reward. The last two log a
             warning and count in `info["robometer/errors"]`. A model that cannot be loaded raises
             in any case.
 
@@ -181,7 +181,7 @@ class RewardSettings:
 
 
 def read_settings(called: Callable[..., Any], settings: RewardOptions) -> RewardSettings:
-    """Return the settings that somebody gave to what they called.
+    """Return the settings that a class or function was called with.
 
     Args:
         called: a class or function with `**settings`, which an error names.
@@ -195,9 +195,9 @@ def read_settings(called: Callable[..., Any], settings: RewardOptions) -> Reward
         if name not in RewardOptions.__annotations__:
             known = list(inspect.signature(called).parameters)
             close = get_close_matches(name, known, n=1)
-            cure = f"Did you mean {close[0]}?" if close else f"It takes {', '.join(known)}."
+            hint = f"Did you mean {close[0]}?" if close else f"It takes {', '.join(known)}."
             raise TypeError(
-                f"{called.__name__}() got an unexpected keyword argument {name!r}. {cure}"
+                f"{called.__name__}() got an unexpected keyword argument {name!r}. {hint}"
             )
     return RewardSettings(**settings)
 

@@ -1,4 +1,4 @@
-"""From progress to reward: pure functions of numbers.
+"""Signals and rewards computed from progress: pure functions of numbers.
 
 Knows nothing of episodes or models. `before` is the latest known progress in [0, 1] before a
 step and `after` the latest known after it; on a step without a prediction they are equal.
@@ -16,7 +16,7 @@ Mode = Literal["replace", "shape"]
 
 
 def delta(before: float, after: float, *, gamma: float, terminated: bool) -> float:
-    """Return how much progress was made; over an episode the sum is last minus first.
+    """Return the progress made; over an episode the sum is last minus first.
 
     Example:
         >>> delta(0.25, 0.75, gamma=0.99, terminated=False)
@@ -28,8 +28,8 @@ def delta(before: float, after: float, *, gamma: float, terminated: bool) -> flo
 def potential(before: float, after: float, *, gamma: float, terminated: bool) -> float:
     """Return gamma * after - before, where the potential of a true end is 0.
 
-    Added to an environment's reward it leaves the optimal policy as it is. A truncated episode
-    would have gone on, so its last progress counts.
+    Added to an environment's reward it leaves the optimal policy unchanged. A truncated episode
+    would have continued, so its last progress counts.
 
     Source: Ng, Harada and Russell, "Policy invariance under reward transformations", 1999.
 
@@ -60,14 +60,14 @@ SIGNALS: dict[Signal, Callable[..., float]] = {
 
 
 def reward(mode: Mode, env_reward: float, signal: float, *, scale: float, bonus: float) -> float:
-    """Return what the agent is paid for one step.
+    """Return the reward of one step.
 
     Args:
         mode: "replace" leaves the environment's reward out, "shape" adds to it.
         env_reward: the environment's own reward.
         signal: the model's part, from one of `SIGNALS`.
         scale: multiplies the model's part, and nothing else.
-        bonus: paid as it is given.
+        bonus: added as it is, not scaled.
 
     Example:
         >>> reward("shape", -1.0, 0.5, scale=2.0, bonus=10.0)

@@ -1,6 +1,6 @@
-"""When a task counts as done: votes over the latest predictions.
+"""SuccessDetector: votes of the latest predictions decide whether a task is done.
 
-Knows nothing of frames, rewards or environments: it is given probabilities, one by one.
+Knows nothing of frames, rewards or environments: probabilities come in, one by one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class SuccessDetector:
 
     Args:
         threshold: a prediction votes "done" when its success probability is >= this, in [0, 1].
-        votes: votes that are needed, 1 <= votes <= window.
-        window: how many of the latest predictions vote.
+        votes: number of votes required, 1 <= votes <= window.
+        window: number of latest predictions that vote.
 
     Source: the vote of robometer's example_libero_robometer_wrapper.py at c7f38e2 (both of the
-    last two at 0.65), made general.
+    last two at 0.65), generalized.
 
     Example:
         >>> detector = SuccessDetector(threshold=0.65, votes=2, window=2)

@@ -1,4 +1,4 @@
-"""EpisodeTrace: what was seen, predicted and rewarded in one episode, and its file format.
+"""EpisodeTrace: the predictions, rewards and ends of one episode, and its file format.
 
 Everything that is decided from predictions afterwards is computed from traces: figures, pictures,
 thresholds, other rewards (`replay`). Knows nothing of environments or of how a model predicts.
@@ -235,9 +235,10 @@ class EpisodeTrace:
         Raises:
             ValueError: another format, a missing entry, or a value of the wrong kind.
         """
+        found = data.get("format") if isinstance(data, Mapping) else None
+        if found != FORMAT:
+            raise ValueError(f"format must be {FORMAT!r}, got {found!r}")
         try:
-            if data["format"] != FORMAT:
-                raise ValueError(f"format must be {FORMAT!r}, got {data['format']!r}")
             columns = [[_from_json(value) for value in data["steps"][n]] for n in TraceStep._fields]
             return cls(
                 task=data["task"],
@@ -257,8 +258,8 @@ class EpisodeTrace:
                     )
                 },
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no episode trace: {type(error).__name__} {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not an episode trace: {type(error).__name__} {error}") from error
 
 
 def write_traces(path: str | os.PathLike[str], traces: Sequence[EpisodeTrace]) -> None:

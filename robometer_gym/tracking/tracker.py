@@ -1,7 +1,7 @@
 """EpisodeTracker: when to predict and what reward follows, for N environments.
 
 The one place where the rules of an episode live; wrappers pass it events and return its
-outcomes. Knows nothing of Gymnasium, of rendering, or of what is inside the model.
+outcomes. Knows nothing of Gymnasium, of rendering, or of networks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from robometer_gym.reward_model import (
     ReleasesStreams,
     RewardModel,
     RewardModelError,
-    check_answers,
     check_prediction,
+    check_prediction_list,
 )
 from robometer_gym.tracking import shaping
 from robometer_gym.tracking.events import Event, Listener, Outcome, Settled, Start, Step, Stream
@@ -197,7 +197,7 @@ class EpisodeTracker:
         return self.settle(pending, answer, time.perf_counter() - started)
 
     def observe(self, events: Sequence[Event]) -> Pending:
-        """Take what has happened, and return what is to be predicted for it.
+        """Take events, and return the clips to predict for them.
 
         Every Pending must go to `settle`, in the order of the calls, or to `discard`.
 
@@ -293,8 +293,8 @@ class EpisodeTracker:
     def end(self, env: int) -> None:
         """End the episode of `env`, if one is running: the model may forget its streams.
 
-        Also to be called when a frame that was due could not be had: what was seen of the episode
-        no longer fits what the environment has done.
+        Also to be called when a frame that was due could not be taken: the frames seen so far no
+        longer match the environment.
         """
         self._release(self._episodes[env])
 
@@ -312,7 +312,7 @@ class EpisodeTracker:
         try:
             if isinstance(answer, Exception):
                 raise answer
-            remaining = iter(check_answers(pending.clips, answer))
+            remaining = iter(check_prediction_list(pending.clips, answer))
         except Exception as error:
             self._count_failure(error, sum(bool(clips) for clips in pending.clips_by_event))
             return [None if clips else () for clips in pending.clips_by_event]

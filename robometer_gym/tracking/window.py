@@ -1,8 +1,7 @@
-"""One episode's frames in bounded memory, and which of them the model is shown.
+"""FrameHistory: one episode's frames in bounded memory, and the window shown to the model.
 
-Also how a frame is shrunk and copied before it is kept. Knows nothing of environments, tasks or
-models: it keeps arrays that it is given, with the step at which each was seen, and picks a window
-of them.
+Also shrinks and copies frames before they are kept. Knows nothing of environments, tasks or
+models.
 """
 
 from __future__ import annotations
@@ -180,8 +179,8 @@ class FrameCopier:
     """Copies frames into memory that earlier copies no longer need.
 
     Fresh memory for a 640x480 frame costs several times the copy itself, because the operating
-    system has to provide it page by page. A copy is written over only when nobody holds it any
-    more, not even a view of it: a model may keep whatever frames it likes.
+    system has to provide it page by page. A copy is overwritten only when
+    nothing references it any more, not even a view: a model may keep any frame.
 
     Example:
         >>> import numpy as np
@@ -200,17 +199,17 @@ class FrameCopier:
             if _references(self._copies, index) == _UNHELD:
                 copy = self._copies.pop(index)
                 if copy.shape != frame.shape:
-                    continue  # another size: it will hardly be asked for again
+                    continue  # another size: hardly ever wanted again
                 np.copyto(copy, frame)
                 break
         else:
             copy = frame.copy()
-            del self._copies[:-_MOST_COPIES]  # somebody keeps them all: do not look for ever
+            del self._copies[:-_MAX_COPIES]  # all of them are still in use: bound the search
         self._copies.append(copy)
         return copy
 
 
-_MOST_COPIES = 256
+_MAX_COPIES = 256
 
 
 def _references(frames: list[Frame], index: int) -> int:

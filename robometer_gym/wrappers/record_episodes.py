@@ -63,7 +63,7 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             reset, no task; at reset and step, a frame that is black or not (H, W, 3) uint8; at the
             last step, an outcome that nobody tells.
         TypeError: a setting of the wrong kind.
-        DependencyNotInstalled: at the end of the first episode, PyAV is missing.
+        MissingDependencyError: at the end of the first episode, PyAV is missing.
 
     Example:
         >>> import tempfile

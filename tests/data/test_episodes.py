@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled
 
 from robometer_gym.data import Episode, EpisodeWriter, VideoFrames, read_episodes, write_video
 from robometer_gym.tracking.window import shrink
+from robometer_gym.validation import MissingDependencyError
 
 TASK = "open the drawer"
 
@@ -276,7 +276,7 @@ def test_a_missing_pyav_is_no_bad_episode(folder, monkeypatch):
     """Every episode would be skipped, and the videos blamed."""
     a_list(folder, GOOD)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DependencyNotInstalled, match=r"pip install 'robometer-gym\[video\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'robometer-gym\[video\]'"):
         read_episodes(folder, bad="skip")
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
 from robometer_gym.data import read_lerobot, write_video
+from robometer_gym.validation import MissingDependencyError
 from tests.data.test_video import numbered, numbers
 
 pa = pytest.importorskip("pyarrow")
@@ -411,7 +411,7 @@ def test_without_pyarrow_the_way_to_get_it_is_told(monkeypatch, dataset):
     """A user without the extra would see a ModuleNotFoundError and not know what to install."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
-        DependencyNotInstalled,
+        MissingDependencyError,
         match=r"^Reading LeRobot datasets needs pyarrow: pip install 'robometer-gym\[train\]'\.$",
     ):
         read_lerobot(dataset)

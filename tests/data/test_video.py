@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled
 
 from robometer_gym.data.video import Video, VideoFrames, read_video, sample_at_fps, write_video
+from robometer_gym.validation import MissingDependencyError
 from tests.paths import SHARED_DATA
 
 VIDEOS = SHARED_DATA / "videos"
@@ -293,13 +293,13 @@ def test_without_pyav_the_way_to_get_it_is_told(monkeypatch, film, tmp_path):
     """A user without the extra would see a ModuleNotFoundError and not know what to install."""
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(
-        DependencyNotInstalled,
+        MissingDependencyError,
         match=r"^Reading mp4 needs PyAV: pip install 'robometer-gym\[video\]'\.$",
     ):
         read_video(film)
-    with pytest.raises(DependencyNotInstalled, match="Reading mp4 needs PyAV"):
+    with pytest.raises(MissingDependencyError, match="Reading mp4 needs PyAV"):
         VideoFrames(film)
-    with pytest.raises(DependencyNotInstalled, match="Writing mp4 needs PyAV"):
+    with pytest.raises(MissingDependencyError, match="Writing mp4 needs PyAV"):
         write_video(tmp_path / "new.mp4", a_film(), 10)
     np.save(tmp_path / "film.npy", a_film())
     assert len(read_video(tmp_path / "film.npy").frames) == 12, "Arrays need no PyAV."

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
 from robometer_gym.evaluation.plots import Run, plot_episodes, plot_losses, plot_scores
 from robometer_gym.evaluation.scoring import Scores
+from robometer_gym.validation import MissingDependencyError
 
 PROGRESS, SUCCESS, TRUE = (29, 95, 209), (217, 102, 10), (63, 155, 96)
 MAGENTA = (255, 0, 255)
@@ -187,7 +187,7 @@ def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch, tmp_path):
     """A user without the extra would see a ModuleNotFoundError and not know what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
-        DependencyNotInstalled,
+        MissingDependencyError,
         match=r"^Drawing plots needs matplotlib: pip install 'robometer-gym\[video\]'\.$",
     ):
         plot_scores(some_scores(), magenta(10), tmp_path / "scores.png")

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
 from robometer_gym.data import read_video
 from robometer_gym.evaluation import EvaluatedEpisode, Report, Scores, Totals
 from robometer_gym.evaluation.tables import figures, headline, plain_text
 from robometer_gym.tracking.settings import RewardSettings
+from robometer_gym.validation import MissingDependencyError
 
 TASK = "open the drawer"
 MAGENTA = (255, 0, 255)
@@ -236,7 +236,7 @@ def test_the_picture_has_the_detectors_own_threshold(tmp_path):
 def test_without_the_extra_the_tables_are_there(tmp_path, monkeypatch, library):
     """An hour of evaluation would be lost for want of a drawing library."""
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(DependencyNotInstalled, match=r"pip install 'robometer-gym\[video\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'robometer-gym\[video\]'"):
         report().save(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["totals"]["f1"] == 1
     assert (tmp_path / "report.md").stat().st_size > 100

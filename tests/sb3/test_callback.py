@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -17,6 +16,7 @@ from robometer_gym import Clip
 from robometer_gym.data import read_video
 from robometer_gym.sb3 import RobometerCallback, make_robometer_vec_env
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+from robometer_gym.validation import MissingDependencyError
 
 # Episodes 0, 1, 2, 3, 0, ...: really done or not, and seen as done or not.
 REALLY = [True, False, True, False]
@@ -217,7 +217,7 @@ def test_an_environment_that_nobody_pays_is_refused():
 def test_videos_without_pyav_are_refused_at_once(tmp_path, monkeypatch):
     """The training would end hours later, at the first false success."""
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DependencyNotInstalled, match=r"robometer-gym\[video\]"):
+    with pytest.raises(MissingDependencyError, match=r"robometer-gym\[video\]"):
         RobometerCallback(Path(tmp_path))
 
 

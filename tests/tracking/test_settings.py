@@ -1,4 +1,4 @@
-"""One table of choices for all wrappers: names, defaults, and what is refused."""
+"""RewardSettings: names, defaults and ranges of all wrappers' arguments."""
 
 import inspect
 import json
@@ -51,7 +51,7 @@ def test_options_and_settings_are_the_same_names_and_types():
 
 
 def test_settings_cannot_be_changed():
-    """A change in mid-training would go unnoticed by what was built from them."""
+    """A change in mid-training would not reach the objects built from them."""
     with pytest.raises(FrozenInstanceError):
         RewardSettings().scale = 2.0  # type: ignore[misc]
 
@@ -75,7 +75,7 @@ NUMBERS = ["gamma", "scale", "success_threshold", "success_bonus"]
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3", True, float("nan"), [5], np.float32(2)])
 def test_counts_are_integers_from_one(name, value):
-    """`predict_every=2.5` or `True` would predict at steps that nobody meant."""
+    """`predict_every=2.5` or `True` would predict at unexpected steps."""
     with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got "):
         RewardSettings(**{name: value})
 
@@ -114,7 +114,7 @@ def test_gamma_is_a_discount(gamma):
 @pytest.mark.parametrize("name", ["mode", "signal", "on_error"])
 @pytest.mark.parametrize("value", ["Replace", "", None, 1])
 def test_choices_are_one_of_the_choices(name, value):
-    """A misspelt choice would fall back to another one, and pay something else."""
+    """A misspelt choice would fall back to another one, with other rewards."""
     with pytest.raises(ValueError, match=rf"{name} must be one of \('\w+', '\w+'.*\), got "):
         RewardSettings(**{name: value})
 

@@ -1,4 +1,4 @@
-"""From progress to reward: what each formula pays, and which of them is safe to add."""
+"""The reward of each signal, and which of them leaves the optimal policy unchanged."""
 
 from itertools import pairwise
 from typing import get_args
@@ -16,10 +16,10 @@ unit = st.floats(0.0, 1.0, allow_nan=False, width=32)
 @given(st.lists(unit, min_size=2, max_size=50))
 def test_deltas_telescope(progress):
     """An agent could earn more by going back and forth than by finishing."""
-    paid = [
+    rewards = [
         shaping.delta(a, b, gamma=0.9, terminated=b == progress[-1]) for a, b in pairwise(progress)
     ]
-    assert sum(paid) == pytest.approx(progress[-1] - progress[0], abs=1e-12)
+    assert sum(rewards) == pytest.approx(progress[-1] - progress[0], abs=1e-12)
 
 
 @given(unit, unit)
@@ -34,7 +34,7 @@ def test_a_loss_of_progress_costs_as_much_as_it_paid(a, b):
 
 @given(st.lists(unit, min_size=2, max_size=50), st.floats(0.0, 1.0))
 def test_discounted_potentials_telescope(progress, gamma):
-    """What the agent does in between would change what shaping pays in total."""
+    """The path between two states would change the total of the shaping reward."""
     steps = list(pairwise(progress))
     for terminated in (False, True):
         total = sum(
@@ -47,7 +47,7 @@ def test_discounted_potentials_telescope(progress, gamma):
 
 
 def test_the_potential_of_a_true_end_is_zero():
-    """The agent would keep what it was paid for coming close, and end episodes early."""
+    """The agent would keep the reward for coming close, and end episodes early."""
     assert shaping.potential(0.25, 0.75, gamma=0.5, terminated=True) == -0.25
     assert shaping.potential(0.25, 0.75, gamma=0.5, terminated=False) == 0.125
 
@@ -92,19 +92,19 @@ PROGRESS = np.array([1.0, 0.1, 0.8, 0.3, 0.7, 0.2, 0.1])  # a misleading model
 
 
 def env_pays(place: int, after: int) -> float:
-    """What the environment pays for a move."""
+    """The environment's reward of a move."""
     return ENDS.get(after, 0.0)
 
 
-def best_actions(pays) -> list[int]:
-    """Value iteration: the best action in each inner place, where a move earns `pays(a, b)`."""
+def best_actions(reward_of) -> list[int]:
+    """Value iteration: the best action in each inner place; a move earns `reward_of(a, b)`."""
     values = np.zeros(7)
     returns = np.zeros((len(INNER), 2))
     for _ in range(500):
         for row, place in enumerate(INNER):
             for action, after in enumerate((place - 1, place + 1)):
                 future = 0.0 if after in ENDS else GAMMA * values[after]
-                returns[row, action] = pays(place, after) + future
+                returns[row, action] = reward_of(place, after) + future
         values[1:-1] = returns.max(axis=1)
     assert (np.abs(np.diff(returns)) > 1e-6).all()  # no ties: one policy is the best
     return [int(action) for action in returns.argmax(axis=1)]
@@ -113,11 +113,11 @@ def best_actions(pays) -> list[int]:
 def shaped(signal, scale: float):
     """The environment's reward with `signal` added as the wrapper does."""
 
-    def pays(place: int, after: int) -> float:
+    def reward_of(place: int, after: int) -> float:
         extra = signal(PROGRESS[place], PROGRESS[after], gamma=GAMMA, terminated=after in ENDS)
         return shaping.reward("shape", env_pays(place, after), extra, scale=scale, bonus=0.0)
 
-    return pays
+    return reward_of
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 10.0])

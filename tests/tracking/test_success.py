@@ -10,8 +10,8 @@ from robometer_gym.tracking.success import SuccessDetector
 probabilities = st.floats(0.0, 1.0, allow_nan=False)
 
 
-def told(detector: SuccessDetector, values: list[float]) -> list[bool]:
-    """What a detector says after each probability."""
+def run(detector: SuccessDetector, values: list[float]) -> list[bool]:
+    """Whether a detector has fired after each probability."""
     return [detector.update(value) for value in values]
 
 
@@ -28,34 +28,34 @@ def told(detector: SuccessDetector, values: list[float]) -> list[bool]:
     ],
 )
 def test_enough_of_the_latest_predictions_must_vote(votes, window, values, expected):
-    """One false alarm would end the episode and be paid for, or a real success be missed."""
-    assert told(SuccessDetector(0.65, votes, window), values) == expected
+    """One false alarm would end the episode, or a real success be missed."""
+    assert run(SuccessDetector(0.65, votes, window), values) == expected
 
 
 def test_the_defaults_are_two_of_two_at_065():
     """The authors' vote: anything else gives other success rates than published."""
     detector = SuccessDetector()
-    assert told(detector, [0.65, 0.64, 0.65, 0.65]) == [False, False, False, True]
+    assert run(detector, [0.65, 0.64, 0.65, 0.65]) == [False, False, False, True]
 
 
 def test_a_detected_success_stays_detected():
-    """A robot that moves on after success would take it back, and be paid again."""
+    """A robot that moves on after success would lose it, and get the bonus twice."""
     detector = SuccessDetector(0.5, 1, 1)
-    assert told(detector, [0.9, 0.0, 0.0]) == [True, True, True]
+    assert run(detector, [0.9, 0.0, 0.0]) == [True, True, True]
     assert detector.fired
 
 
 def test_clear_forgets_votes_and_success():
     """A vote of the last episode would count in the next."""
     detector = SuccessDetector(0.5, 2, 2)
-    told(detector, [0.9])
+    run(detector, [0.9])
     detector.clear()
-    assert told(detector, [0.9]) == [False]
-    told(detector, [0.9])
+    assert run(detector, [0.9]) == [False]
+    run(detector, [0.9])
     assert detector.fired
     detector.clear()
     assert not detector.fired
-    assert told(detector, [0.0]) == [False]
+    assert run(detector, [0.0]) == [False]
 
 
 def test_the_vote_at_reset_counts():
@@ -94,7 +94,7 @@ def test_the_vote_is_what_it_is_called(values, threshold, window, data):
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])
 def test_the_threshold_must_be_a_probability(threshold):
-    """A threshold in percent would never fire, and nobody would know why."""
+    """A threshold in percent would never fire, without a word."""
     message = "success_threshold must be a probability in"
     with pytest.raises(ValueError, match=rf"{message} \[0, 1\], got {threshold!r}."):
         SuccessDetector(threshold)

@@ -12,22 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robometer_gym.reward_model import Clip, RewardModelError
+from robometer_gym.models.loading import LazyRewardModel
+from robometer_gym.reward_model import CheckpointError, Clip, RewardModelError
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+from robometer_gym.tracking.events import Outcome, Start, Step, Stream
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.tracking.tracker import EpisodeTracker, Outcome, Start, Step, Stream
+from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
 
 TASKS = ["open the drawer", "close the drawer", "stack the cups"]
 
 
-def picture(env: int, episode: int, step: int) -> dict[str, Any]:
+def paint(env: int, episode: int, step: int) -> dict[str, Any]:
     """A frame that `CountingEnv.read` reads: `camera` there is the env here."""
-    colour = (1 + episode % 15 + 15 * env, step // 256, step % 256)
-    return {"render": np.full((4, 4, 3), colour, np.uint8)}
+    color = (1 + episode % 15 + 15 * env, step // 256, step % 256)
+    return {"render": np.full((4, 4, 3), color, np.uint8)}
 
 
 class Drive:
-    """Brings a tracker the steps of N environments whose episodes have given lengths."""
+    """Passes a tracker the steps of N environments."""
 
     def __init__(self, tracker: EpisodeTracker, num_envs: int) -> None:
         self.tracker = tracker
@@ -38,7 +40,7 @@ class Drive:
         for env in envs:
             self.episodes[env] += 1
             self.steps[env] = 0
-        starts = [Start(env, TASKS[env], picture(env, self.episodes[env], 0)) for env in envs]
+        starts = [Start(env, TASKS[env], paint(env, self.episodes[env], 0)) for env in envs]
         return [outcome.info for outcome in self.tracker.advance(starts)]
 
     def step(self, *envs: int, ends: Sequence[int] = (), reward: float = 0.0) -> list[Outcome]:
@@ -46,24 +48,24 @@ class Drive:
         for env in envs:
             self.steps[env] += 1
             due = self.tracker.due(env, ended=env in ends)
-            frames = picture(env, self.episodes[env], self.steps[env]) if due else None
+            frames = paint(env, self.episodes[env], self.steps[env]) if due else None
             steps.append(Step(env, reward, env in ends, False, frames))
         return self.tracker.advance(steps)
 
 
 def drive(model: Any, num_envs: int = 2, **settings: Any) -> Drive:
-    """A tracker and someone to bring it steps."""
+    """A tracker and its steps."""
     return Drive(EpisodeTracker(RewardSettings(**settings), model, num_envs), num_envs)
 
 
 def seen(clip: Clip) -> list[tuple[int, int, int]]:
-    """What a clip shows: (env, episode, step) of each frame."""
-    told = [CountingEnv.read(image) for image in clip.images]
-    return [(t["camera"], t["episode"], t["step"]) for t in told]
+    """The (env, episode, step) of each frame of a clip."""
+    frames = [CountingEnv.read(image) for image in clip.images]
+    return [(f["camera"], f["episode"], f["step"]) for f in frames]
 
 
-def test_all_environments_that_are_due_are_asked_about_in_one_batch():
-    """A GPU would be asked N times for what it can answer at once."""
+def test_all_environments_that_are_due_are_predicted_in_one_batch():
+    """A GPU would run N small batches in place of one."""
     model = ScriptedRewardModel()
     envs = drive(model, 3, predict_every=2)
     envs.begin(0, 1, 2)
@@ -74,7 +76,7 @@ def test_all_environments_that_are_due_are_asked_about_in_one_batch():
     assert model.batches == [3, 3, 3, 1]
 
 
-def test_a_step_on_which_nobody_is_due_asks_nobody():
+def test_a_step_on_which_no_prediction_is_due_calls_no_model():
     """An empty batch costs a call to the model, or a request over the network."""
     model = ScriptedRewardModel()
     envs = drive(model, 2, predict_every=3)
@@ -83,8 +85,8 @@ def test_a_step_on_which_nobody_is_due_asks_nobody():
     assert model.batches == [2]
 
 
-def test_answers_go_to_the_environment_that_they_are_about():
-    """One robot would be paid for another one's progress."""
+def test_predictions_go_to_their_own_environment():
+    """One robot would be rewarded for another one's progress."""
     model = ScriptedRewardModel(progress=lambda clip: TASKS.index(clip.task) / 4 + len(clip) / 16)
     envs = drive(model, 3, predict_every=1)
     assert [i["robometer/progress"] for i in envs.begin(2, 0, 1)] == [9 / 16, 1 / 16, 5 / 16]
@@ -106,9 +108,9 @@ def test_episodes_of_several_environments_are_independent():
         envs.step(0, 1)
     shows = {1: [], 0: []}  # type: dict[int, list[Any]]
     for clip in model.clips:
-        told = seen(clip)
-        assert len({(env, episode) for env, episode, _ in told}) == 1
-        shows[told[0][0]].append([told[0][1], *(step for _, _, step in told)])
+        frames = seen(clip)
+        assert len({(env, episode) for env, episode, _ in frames}) == 1
+        shows[frames[0][0]].append([frames[0][1], *(step for _, _, step in frames)])
     assert shows[0] == [[0, 0], [0, 0, 2], [1, 0], [1, 0, 2]]
     assert shows[1] == [[0, 0], [0, 0, 2], [0, 0, 2, 4]]
 
@@ -194,20 +196,20 @@ def by_step(clip):
 def test_a_copy_shares_the_model_and_goes_on_in_mid_episode():
     """A live model of nine gigabytes would be there twice, or one with a socket not be copied."""
     model = ScriptedRewardModel(progress=by_step)
-    envs = drive(model, 1, predict_every=2)
+    envs = drive(LazyRewardModel(model), 1, predict_every=2)
     envs.begin(0)
     for _ in range(5):
         envs.step(0)
     twin = copy.deepcopy(envs)
     for _ in range(9):
         assert twin.step(0) == envs.step(0)
-    assert twin.tracker.model is envs.tracker.model is model
+    assert twin.tracker.reward_model is envs.tracker.reward_model
     mine, its = (c.stream for c in model.clips[-2:])
     assert mine != its  # from now on the same step may show different frames
 
 
-def test_what_was_pickled_goes_on_in_mid_episode():
-    """A training that is resumed would be paid a jump, or lose the episode's beginning."""
+def test_a_pickled_tracker_goes_on_in_mid_episode():
+    """A resumed training would get the reward of a jump, or lose the episode's beginning."""
     envs = drive(ScriptedRewardModel(progress=by_step), 1, predict_every=2)
     envs.begin(0)
     for _ in range(5):
@@ -215,12 +217,12 @@ def test_what_was_pickled_goes_on_in_mid_episode():
     twin = pickle.loads(pickle.dumps(envs))
     for _ in range(9):
         assert twin.step(0) == envs.step(0)
-    model: Any = envs.tracker.model
-    twins: Any = twin.tracker.model
+    model: Any = envs.tracker.reward_model
+    twins: Any = twin.tracker.reward_model
     assert twins is not model
     assert [seen(c) for c in twins.clips] == [seen(c) for c in model.clips]
     streams = {c.stream for c in twins.clips}
-    assert len(streams) == 1  # the copied model finds what it has kept for this episode
+    assert len(streams) == 1  # the copied model finds its cache of this episode
     twin.tracker.close()
     assert set(twins.released) == streams
 
@@ -233,12 +235,12 @@ class Unpicklable(ScriptedRewardModel):
 def test_a_model_loaded_by_name_is_not_copied(monkeypatch):
     """Sending an environment to a worker would send nine gigabytes, or fail."""
     model = Unpicklable()
-    monkeypatch.setattr("robometer_gym.tracking.tracker.load_reward_model", lambda name: model)
-    envs = drive("org/name", 1)
+    monkeypatch.setattr("robometer_gym.models.loading._load", lambda name: model)
+    envs = drive(LazyRewardModel("org/name"), 1)
     envs.begin(0)
     twin = copy.deepcopy(envs)
     twin.step(0, ends=[0])
-    assert twin.tracker.model is model
+    assert twin.tracker.reward_model.load() is model  # type: ignore[attr-defined]
     assert len(model.clips) == 2
 
 
@@ -250,19 +252,13 @@ def test_a_model_is_loaded_at_the_first_prediction(monkeypatch):
         loaded.append(name)
         return ScriptedRewardModel()
 
-    monkeypatch.setattr("robometer_gym.tracking.tracker.load_reward_model", load)
-    envs = drive("org/name", 1)
+    monkeypatch.setattr("robometer_gym.models.loading._load", load)
+    envs = drive(LazyRewardModel("org/name"), 1)
     envs.tracker.close()
     assert loaded == []
     envs.begin(0)
     envs.step(0, ends=[0])
     assert loaded == ["org/name"]
-
-
-def test_what_is_no_model_is_refused_at_once():
-    """The mistake would show at the first reset."""
-    with pytest.raises(TypeError, match="reward_model must be a hub id"):
-        EpisodeTracker(RewardSettings(), 3)  # type: ignore[arg-type]
 
 
 def test_running_and_task_are_those_of_the_episode():
@@ -281,7 +277,7 @@ def test_running_and_task_are_those_of_the_episode():
 
 @given(st.integers(1, 7), st.integers(1, 30))
 def test_due_at_every_nth_step_and_at_the_end(every, length):
-    """Frames would be rendered and not shown, or missing where the model is asked."""
+    """Frames would be rendered for nothing, or missing where a prediction is due."""
     envs = drive(ScriptedRewardModel(), 1, predict_every=every)
     envs.begin(0)
     for step in range(1, length + 1):
@@ -295,7 +291,7 @@ actions_of_two = st.lists(st.sampled_from(["step", "end", "reset", "rest"]), min
 
 @given(every=st.integers(1, 5), schedule=st.lists(actions_of_two, max_size=40))
 def test_together_or_alone_is_the_same(every, schedule):
-    """A vector env would pay other rewards than the same environments one by one."""
+    """A vector env would give other rewards than the same environments one by one."""
 
     def model() -> ScriptedRewardModel:
         return ScriptedRewardModel(
@@ -305,10 +301,10 @@ def test_together_or_alone_is_the_same(every, schedule):
 
     def run(group: Sequence[int], num_envs: int) -> dict[int, list[Any]]:
         envs = drive(model(), num_envs, predict_every=every, success_bonus=3.0)
-        paid: dict[int, list[Any]] = {env: [] for env in group}
+        results: dict[int, list[Any]] = {env: [] for env in group}
         begun = envs.begin(*group)
         for env, info in zip(group, begun, strict=True):
-            paid[env].append(info)
+            results[env].append(info)
         for actions in schedule:
             acting = [e for e in group if actions[e] in ("step", "end")]
             resetting = [e for e in group if actions[e] == "reset"]
@@ -316,17 +312,17 @@ def test_together_or_alone_is_the_same(every, schedule):
             ends = [e for e in acting if actions[e] == "end"]
             if acting:
                 for env, outcome in zip(acting, envs.step(*acting, ends=ends), strict=True):
-                    paid[env].append(outcome)
+                    results[env].append(outcome)
             if resetting:
                 for env, info in zip(resetting, envs.begin(*resetting), strict=True):
-                    paid[env].append(info)
-        return paid
+                    results[env].append(info)
+        return results
 
     together = run([0, 1], 2)
     assert together == {**run([0], 2), **run([1], 2)}
 
 
-def test_one_bad_answer_in_a_batch_costs_only_its_own_environment(caplog):
+def test_one_bad_prediction_in_a_batch_costs_only_its_own_environment(caplog):
     """One NaN would stop the training of all environments, though the user chose to go on."""
     model = ScriptedRewardModel(
         progress=lambda clip: math.nan if seen(clip)[-1] == (1, 0, 1) else len(clip) / 8
@@ -354,8 +350,8 @@ def test_a_failed_batch_counts_for_each_environment(caplog):
     assert "(2 so far); on_error='env' goes on: TimeoutError: no answer" in caplog.text
 
 
-def test_an_answer_that_is_no_list_is_refused():
-    """Two environments would share one answer."""
+def test_a_response_that_is_no_list_is_refused():
+    """Two environments would share one prediction."""
 
     class Single:
         def predict(self, clips):
@@ -363,3 +359,132 @@ def test_an_answer_that_is_no_list_is_refused():
 
     with pytest.raises(RewardModelError, match="must return a list of 2 predictions"):
         drive(Single(), 2).begin(0, 1)
+
+
+def test_a_baseline_that_fails_begins_no_episode():
+    """The next step would be rewarded from a reset that never was."""
+    envs = drive(ScriptedRewardModel(progress=[TimeoutError("no response"), 0.5]), 1)
+    with pytest.raises(TimeoutError, match="no response"):
+        envs.begin(0)
+    assert not envs.tracker.running(0)
+    envs.begin(0)
+    assert envs.tracker.running(0)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_no_failed_prediction():
+    """A training with on_error="hold" would run for days without one reward."""
+
+    class Missing:
+        def predict(self, clips):
+            raise CheckpointError("org/name cannot be found.")
+
+    with pytest.raises(CheckpointError, match="cannot be found"):
+        drive(Missing(), 1, on_error="hold").begin(0)
+
+
+@given(
+    every=st.integers(1, 5),
+    lag=st.integers(1, 12),
+    ends=st.lists(st.sampled_from(["step", "end", "reset"]), max_size=40),
+    signal=st.sampled_from(["delta", "potential", "progress"]),
+    mode=st.sampled_from(["replace", "shape"]),
+)
+def test_settling_late_gives_the_same_outcomes(every, lag, ends, signal, mode):
+    """Rewards that come late would be other rewards than those that are waited for."""
+
+    def run(lag: int) -> list[Outcome]:
+        model = ScriptedRewardModel(
+            progress=lambda clip: sum(s for _, _, s in seen(clip)) % 64 / 64,
+            success=lambda clip: (seen(clip)[-1][2] % 5) / 4,
+        )
+        envs = drive(
+            model, 1, predict_every=every, signal=signal, mode=mode, terminate_on_success=False
+        )
+        tracker = envs.tracker
+        pending: list[Any] = []
+        outcomes: list[Outcome] = []
+
+        def settle() -> None:
+            first = pending.pop(0)
+            outcomes.extend(tracker.settle(first, model.predict(first.clips)))
+
+        def advance(events):
+            pending.append(tracker.observe(events))
+            if len(pending) > lag:
+                settle()
+            return [Outcome(0.0, False, {}) for _ in events]
+
+        tracker.advance = advance  # type: ignore[method-assign]
+        envs.begin(0)
+        for action in ends:
+            if action == "reset" or not tracker.running(0):
+                envs.begin(0)
+            else:
+                envs.step(0, ends=[0] if action == "end" else [], reward=0.5)
+        while pending:
+            settle()
+        return outcomes
+
+    assert run(lag) == run(0)
+
+
+def test_a_listener_receives_events_with_clips_predictions_and_outcomes():
+    """A trace would miss a step, or show another episode's prediction."""
+    model = ScriptedRewardModel(progress=[0.25, 0.5, 0.75])
+    envs = drive(model, 1, predict_every=2)
+    received: list[Any] = []
+    envs.tracker.listeners.append(lambda settled, seconds: received.extend(settled))
+    envs.begin(0)
+    outcomes = [envs.step(0)[0], envs.step(0)[0], envs.step(0, ends=[0])[0]]
+    assert [each.outcome for each in received[1:]] == outcomes
+    assert [each.episode for each in received] == [0] * 4
+    assert [len(each.clips) for each in received] == [1, 0, 1, 1]
+    assert [[float(p.progress[-1]) for p in each.predictions] for each in received] == [
+        [0.25],
+        [],
+        [0.5],
+        [0.75],
+    ]
+    assert [type(each.event).__name__ for each in received] == ["Start", "Step", "Step", "Step"]
+
+
+def test_a_listener_sees_that_a_prediction_failed():
+    """A report would take a failed prediction for a step without one."""
+    model = ScriptedRewardModel(progress=[0.25, TimeoutError("no response")])
+    envs = drive(model, 1, predict_every=1, on_error="hold")
+    received: list[Any] = []
+    envs.tracker.listeners.append(lambda settled, seconds: received.extend(settled))
+    envs.begin(0)
+    envs.step(0)
+    assert received[1].predictions is None
+    assert len(received[1].clips) == 1
+
+
+def test_copies_have_no_listeners():
+    """A copy's episodes would be written into the original's traces."""
+    envs = drive(ScriptedRewardModel(), 1)
+    envs.tracker.listeners.append(lambda settled, seconds: None)
+    assert copy.deepcopy(envs.tracker).listeners == []
+
+
+def test_the_tracker_is_found_in_a_stack_of_wrappers():
+    """`evaluate` and `RecordTraces` would refuse an environment that is monitored."""
+
+    class Layer:
+        def __init__(self, env):
+            self.env = env
+
+    class Outer:
+        def __init__(self, venv):
+            self.venv = venv
+
+    class Reward(Layer):
+        tracker = None
+
+        def __init__(self, env):
+            super().__init__(env)
+            self.tracker = EpisodeTracker(RewardSettings(), ScriptedRewardModel())
+
+    reward = Reward(CountingEnv())
+    assert find_tracker(Outer(Layer(reward))) is reward.tracker
+    assert find_tracker(Layer(CountingEnv())) is None

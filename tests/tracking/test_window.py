@@ -45,7 +45,7 @@ def authors_rule(total: int, wanted: int) -> list[int]:
 
 
 def anchors(length: int, max_frames: int) -> tuple[int, ...]:
-    """The anchor rule, told step by step: keep 0, s, 2s, ...; when full, drop every second."""
+    """The anchor rule, step by step: keep 0, s, 2s, ...; when full, drop every second."""
     held: list[int] = []
     stride = 1
     for step in range(length):
@@ -72,7 +72,7 @@ def test_linspace_windows_are_exactly_the_authors_up_to_eight_windows(drawn):
 
 @given(lengths, sizes)
 def test_linspace_shows_as_many_frames_as_it_may_with_first_and_newest(length, max_frames):
-    """Without the first frame the model cannot tell what has changed since the start."""
+    """Without the first frame the model cannot see the change since the start."""
     steps = shown(length, max_frames, "linspace")
     assert len(steps) == min(length, max_frames)
     assert steps[-1] == length - 1
@@ -151,7 +151,7 @@ def test_how_much_of_a_window_is_new(sampling, episodes):
 @pytest.mark.parametrize("sampling", RULES)
 @given(length=st.integers(1, 100))
 def test_a_window_of_one_is_the_newest_frame(sampling, length):
-    """With max_frames=1 the model would be asked about the past."""
+    """With max_frames=1 the model would predict the past."""
     assert shown(length, 1, sampling) == (length - 1,)
 
 
