@@ -27,11 +27,12 @@ from robometer_gym.models.robometer.predictor import RobometerRewardModel
 from robometer_gym.training.batches import Batch, Collator, NumberedExamples
 from robometer_gym.training.losses import LossWeights, robometer_loss
 from robometer_gym.training.sampler import Sampler, SamplingSettings
+from robometer_gym.validation import MissingDependencyError
 
 try:
     from peft import LoraConfig, PeftModel, get_peft_model  # imports accelerate too
 except ImportError as error:
-    raise ImportError(
+    raise MissingDependencyError(
         "robometer_gym.training needs accelerate and peft: pip install 'robometer-gym[train]'."
     ) from error
 

@@ -27,6 +27,7 @@ from robometer_gym.training import (
 from robometer_gym.training.batches import Collator, NumberedExamples
 from robometer_gym.training.sampler import PreferencePair, Sampler
 from robometer_gym.training.trainer import prepare_model
+from robometer_gym.validation import MissingDependencyError
 
 # transformers 4.57 takes checkpoints written within one second for a disk fault.
 pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")
@@ -311,7 +312,9 @@ def test_a_missing_extra_is_named(monkeypatch, missing):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delitem(sys.modules, "robometer_gym.training.trainer")
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=r"needs accelerate and peft: pip install .*\[train\]"):
+    with pytest.raises(
+        MissingDependencyError, match=r"needs accelerate and peft: pip install .*\[train\]"
+    ):
         _ = robometer_gym.training.train
     assert robometer_gym.training.SamplingSettings().max_frames == 8
 
