@@ -21,14 +21,14 @@ from tqdm import trange
 from robometer_gym import RobometerRewardModel
 from robometer_gym.data import Episode
 from robometer_gym.envs import TASKS
-from robometer_gym.envs.scripted_episodes import KINDS, make_attempt
+from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.models.robometer.demo import byte_tokenizer, demo_config, random_model
 from robometer_gym.models.robometer.network import RobometerProcessor
 from robometer_gym.models.robometer.network.images import ImageSettings
 from robometer_gym.models.robometer.network.processor import PHRASES
 from robometer_gym.training import SamplingSettings, train
 
-SHARES = (0.7, 0.18, 0.1, 0.02, 0.0)  # of KINDS, experts first
+SHARES = (0.7, 0.18, 0.1, 0.02, 0.0)  # of SCRIPTS, experts first
 NEAR_SHARES = (0.5, 0.0, 0.0, 0.0, 0.5)  # for the last lesson: on the block, or beside it
 MAX_REST = 12  # steps that an expert stays on the block after its success
 
@@ -87,9 +87,9 @@ def record_episodes(count: int, shares: Sequence[float], seed: int) -> list[Epis
     rng = np.random.default_rng(seed)
     episodes = []
     for _ in trange(count, desc="episodes", disable=None):
-        kind = KINDS[rng.choice(len(KINDS), p=shares)]
-        rest = int(rng.integers(MAX_REST)) if kind == "expert" else 0
-        episodes.append(make_attempt(kind, int(rng.integers(1_000_000)), rest=rest))
+        script = SCRIPTS[rng.choice(len(SCRIPTS), p=shares)]
+        rest = int(rng.integers(MAX_REST)) if script == "expert" else 0
+        episodes.append(make_scripted_episode(script, int(rng.integers(1_000_000)), rest=rest))
     return episodes
 
 
