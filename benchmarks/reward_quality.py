@@ -47,7 +47,7 @@ from robometer_gym.evaluation import (
 )
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.training import Sampler, SamplingSettings
-from robometer_gym.training.augmentation import Pair
+from robometer_gym.training.sampler import PreferencePair
 
 FIRST_SEED = 1_000_000
 REST = 10
@@ -184,7 +184,7 @@ def preference_figure(model: Any, episodes: Episodes, count: int) -> float:
     flat = [episode for kind in SCRIPTS for episode in episodes[kind]]
     sampler, rng = Sampler(flat, SamplingSettings()), np.random.default_rng(FIRST_SEED)
     drawn = [sampler.draw(rng) for _ in range(count)]
-    pairs = [pair for pair in drawn if isinstance(pair, Pair)]
+    pairs = [pair for pair in drawn if isinstance(pair, PreferencePair)]
     probabilities = [model.prefer(pair.a.clip, pair.b.clip) for pair in pairs]
     return preference_accuracy(probabilities, [pair.a_is_better for pair in pairs])
 
