@@ -22,7 +22,6 @@ from robometer_gym.data import Episode, read_episodes, read_lerobot
 from robometer_gym.data.episodes import OUTCOMES
 from robometer_gym.evaluation import plot_losses
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.validation import MissingDependencyError
 
 
 def add_parser(commands: Any) -> None:
@@ -93,10 +92,8 @@ def run(arguments: argparse.Namespace) -> None:
         f"{len(episodes)} episodes of {len({episode.task for episode in episodes})} tasks: "
         + ", ".join(f"{counted[outcome]} {outcome}" for outcome in OUTCOMES)
     )
-    try:
-        from robometer_gym.training import LORA, train  # torch takes seconds to import
-    except ImportError as error:
-        raise MissingDependencyError(str(error)) from error
+    from robometer_gym.training import LORA, train  # torch takes seconds to import
+
     train(
         arguments.model,
         episodes,

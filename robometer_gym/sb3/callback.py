@@ -48,9 +48,7 @@ class _TrainingRecorder(TraceRecorder):
         if predictions:
             self.call_seconds.append(seconds)
         for prediction in predictions:
-            self.predictions.append(
-                (float(prediction.progress[-1]), float(prediction.success[-1]))
-            )
+            self.predictions.append((float(prediction.progress[-1]), float(prediction.success[-1])))
 
     def take(self) -> list[EpisodeTrace]:
         """Return the episodes that have come to their end since the last call."""

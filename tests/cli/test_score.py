@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robometer_gym.cli.main import main
-from robometer_gym.envs.scripted_episodes import make_attempt
+from robometer_gym.envs.scripted_episodes import make_scripted_episode
 from robometer_gym.models import loading
 from robometer_gym.reward_model import CheckpointError
 from tests.paths import SHARED_DATA
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_be_loaded_so_is_one_line(film, more, message, monke
 def test_a_quantized_model_scores_from_end_to_end(tmp_path):
     """--quantization would be accepted, and the model loaded as before."""
     pytest.importorskip("bitsandbytes")
-    episode, film, scores = make_attempt("expert", 0), tmp_path / "film.npy", []
+    episode, film, scores = make_scripted_episode("expert", 0), tmp_path / "film.npy", []
     np.save(film, episode.frames[range(0, len(episode), 8)])
     small = ["--task", episode.task, "--model", "demo", "--device", "cpu", "--dtype", "bfloat16"]
     for more in ([], ["--quantization", "int8"]):

@@ -3,15 +3,15 @@
 from robometer_gym import RobometerRewardModel
 from robometer_gym.cli.main import main
 from robometer_gym.data import EpisodeWriter
-from robometer_gym.envs.scripted_episodes import Kind, make_attempt
+from robometer_gym.envs.scripted_episodes import Script, make_scripted_episode
 
 
 def test_train_on_recorded_rollouts_from_end_to_end(tmp_path, capsys):
     """A user's own rollouts could not become a checkpoint of their own."""
     writer = EpisodeWriter(tmp_path / "rollouts")
-    kinds: list[Kind] = ["expert", "expert", "stops", "wanders"]
+    kinds: list[Script] = ["expert", "expert", "stops", "wanders"]
     for seed, kind in enumerate(kinds):
-        writer.write(make_attempt(kind, seed), fps=20)
+        writer.write(make_scripted_episode(kind, seed), fps=20)
     out = tmp_path / "out"
     arguments = ["train", "--data", str(tmp_path / "rollouts"), "--model", "demo"]
     few = ["--steps", "10", "--batch-size", "2", "--learning-rate", "1e-4", "--out", str(out)]
