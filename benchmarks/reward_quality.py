@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from harness.report import markdown_table, print_json
 
-from robometer_gym import Clip, LazyRewardModel, Prediction, RewardModel
+from robometer_gym import Clip, EpisodeTrace, LazyRewardModel, Prediction, RewardModel
 from robometer_gym.data import Episode
 from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.envs.tabletop import TASKS
@@ -62,7 +62,7 @@ BARS = {
 }
 SETTINGS = RewardSettings()
 Episodes = dict[Any, list[Episode]]
-Scores = dict[Any, list[Prediction]]
+Scores = dict[Any, list[EpisodeTrace]]
 
 
 class Clock:
@@ -82,7 +82,7 @@ class Clock:
         return 0.5
 
 
-def score(model: RewardModel, episode: Episode, task: str | None = None) -> Prediction:
+def score(model: RewardModel, episode: Episode, task: str | None = None) -> EpisodeTrace:
     """Score every frame from the window that the wrapper would pass."""
     frames = episode.frames[range(len(episode))]
     return score_frames(model, frames, task or episode.task, window=SETTINGS.max_frames)
@@ -166,7 +166,7 @@ def success_figures(episodes: Episodes, scores: Scores) -> dict[str, float]:
 
 
 def instruction_figures(
-    model: RewardModel, experts: Sequence[Episode], scores: Sequence[Prediction]
+    model: RewardModel, experts: Sequence[Episode], scores: Sequence[EpisodeTrace]
 ) -> dict[str, float]:
     """Return the mean progress of experts at their success, by instruction."""
     right, wrong = [], []
