@@ -1,4 +1,4 @@
-"""Plots of episode traces (a film strip, progress and success beneath it) and of losses.
+"""Plots of episode traces (film strip, progress and success), of losses and of learning curves.
 
 Knows nothing of models or environments, and touches no global state of matplotlib: every plot is a
 `matplotlib.figure.Figure` of its own, drawn without a display.

@@ -15,7 +15,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Arguments that turn minutes into seconds.
 SHORT = {
     "train_demo_checkpoint": ["--steps", "6", "--attempts", "20"],
-    "train_sb3": ["--steps", "512", "--episodes", "2", "--seeds", "0", "1"],
+    "train_sb3": ["--steps", "512", "--episodes", "2"],
 }
 # Has a test of its own, because it needs a robot and OpenGL.
 ELSEWHERE = "fetch_push"
