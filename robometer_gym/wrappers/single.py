@@ -81,7 +81,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         ResetNeeded: `step` before `reset`, or after the episode has ended; a refused frame ends
             it, a failed prediction does not.
         CheckpointError: at the first reset, a model that cannot be loaded.
-        RewardModelError: predictions of the model that are invalid (a NaN, say).
+        RewardModelError: predictions of the model that are invalid (a NaN, for example).
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel

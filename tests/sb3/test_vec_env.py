@@ -336,7 +336,7 @@ def around(core: Any, task: Any = TASK, **settings: Any) -> Any:
         (lambda: around(around(DummyVecEnv([captured]))), "got VecRobometerReward"),
         (lambda: around(VecMonitor(DummyVecEnv([captured]))), "Put it outside"),
         (lambda: around(DummyVecEnv([captured]), [TASK] * 3), "each of the 1 environments"),
-        (lambda: around(DummyVecEnv([captured]), ""), "task must say"),
+        (lambda: around(DummyVecEnv([captured]), ""), "task must describe"),
         (lambda: around(DummyVecEnv([captured]), camera="wrist"), "'wrist' is not a key"),
         (
             lambda: around(DummyVecEnv([lambda: FrameCapture(CountingEnv(render_mode=None))])),
@@ -392,7 +392,7 @@ def test_a_wrong_number_of_actions_changes_nothing(kind, count):
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
-    [({"task": " "}, ValueError, "task must say"), ([{}], ValueError, "each of the 2 envir")],
+    [({"task": " "}, ValueError, "task must describe"), ([{}], ValueError, "each of the 2 envir")],
 )
 def test_wrong_options_are_refused_and_change_nothing(options, error, message):
     """A typing error would be found at the next reset, or hit another environment."""

@@ -92,7 +92,7 @@ def test_a_render_mode_that_gives_no_frames_is_refused_at_once(render_mode):
 
 
 def test_a_key_that_is_not_there_is_refused_at_once():
-    """A KeyError at the first reset would not say which keys there are."""
+    """A KeyError at the first reset would not list the keys that there are."""
     message = r"camera 'wirst' is not a key of the observation: its keys are \['count', 'wrist'\]"
     with pytest.raises(ValueError, match=message):
         Cameras("wirst", None, CountingEnv(cameras=["wrist"]))

@@ -149,7 +149,7 @@ def test_a_bad_task_at_reset_leaves_the_episode_as_it_is(tmp_path):
     env = record(counting(3), tmp_path)
     env.reset()
     env.step(0)
-    with pytest.raises(ValueError, match="task must say what the robot should do, got ''"):
+    with pytest.raises(ValueError, match="task must describe what the robot should do, got ''"):
         env.reset(options={"task": ""})
     with pytest.raises(TypeError, match="task must be a string such as"):
         env.reset(options={"task": 3})

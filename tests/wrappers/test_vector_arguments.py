@@ -62,7 +62,7 @@ class Own(Alone):
         (lambda: around(Own()), "has no sub-environments"),
         (lambda: around(Alone()), "has no sub-environments"),
         (lambda: around(SyncVectorEnv([counting]), [TASK] * 2), "each of the 1 environments"),
-        (lambda: around(SyncVectorEnv([counting]), " "), "task must say"),
+        (lambda: around(SyncVectorEnv([counting]), " "), "task must describe"),
         (lambda: around(SyncVectorEnv([counting]), camera="wrist"), "'wrist' is not a key"),
         (
             lambda: around(SyncVectorEnv([lambda: FrameCapture(CountingEnv(render_mode=None))])),
@@ -175,6 +175,6 @@ def test_a_bad_task_at_reset_leaves_the_episodes_as_they_are():
     """A typing error would cost all running episodes."""
     envs = vector(ScriptedRewardModel(progress_by_step), [[3], [3]])
     envs.reset()
-    with pytest.raises(ValueError, match="task must say"):
+    with pytest.raises(ValueError, match="task must describe"):
         envs.reset(options={"task": ""})
     assert step_all(envs)[1].tolist() == [1 / 16, 1 / 16]
