@@ -149,7 +149,7 @@ def test_a_task_must_be_a_string(task):
 @pytest.mark.parametrize("task", ["", " ", "\n\t"])
 def test_a_task_must_not_be_empty(task):
     """The model would score progress towards nothing."""
-    with pytest.raises(ValueError, match="task must say what the robot should do, got"):
+    with pytest.raises(ValueError, match="task must describe what the robot should do, got"):
         check_task(task)
 
 

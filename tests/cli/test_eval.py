@@ -116,7 +116,7 @@ def test_a_saved_agent_of_any_algorithm_acts(tmp_path, model, agents, name):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--task", " "), "task must say what the robot should do"),
+        (("--task", " "), "task must describe what the robot should do"),
         (("--policy", "expert"), "policy must be 'random' or 'sb3:ALGORITHM:PATH', as in"),
         (("--policy", "sb3:"), "policy must be 'random' or 'sb3:ALGORITHM:PATH', as in"),
         (("--policy", "sb3:ppo"), "policy must be 'random' or 'sb3:ALGORITHM:PATH', as in"),
