@@ -82,7 +82,7 @@ def test_the_repr_says_what_a_clip_is():
         (
             np.zeros((4, 6, 3), np.uint8),
             ValueError,
-            "ndarray (6, 3). This is one picture: frames[None]",
+            "ndarray (6, 3). This is one frame: frames[None]",
         ),
         (
             np.zeros((2, 3, 4, 6), np.uint8),
@@ -90,9 +90,9 @@ def test_the_repr_says_what_a_clip_is():
             "got 2 frames of ndarray (3, 4, 6). Transpose",
         ),
         (np.zeros((2, 4, 6, 4), np.uint8), ValueError, "(4, 6, 4). Drop the alpha channel"),
-        (np.zeros((2, 4, 6), np.uint8), ValueError, "ndarray (4, 6). Repeat grey pictures"),
-        (np.zeros((2, 4, 6, 1), np.uint8), ValueError, "(4, 6, 1). Repeat grey pictures"),
-        (np.zeros((1, 2, 4, 6, 3), np.uint8), ValueError, "(2, 4, 6, 3). Give RGB pictures"),
+        (np.zeros((2, 4, 6), np.uint8), ValueError, "ndarray (4, 6). Repeat gray frames"),
+        (np.zeros((2, 4, 6, 1), np.uint8), ValueError, "(4, 6, 1). Repeat gray frames"),
+        (np.zeros((1, 2, 4, 6, 3), np.uint8), ValueError, "(2, 4, 6, 3). Pass RGB frames"),
         (["a.png"], ValueError, "got 1 frames of str (). Convert it with np.asarray(frames)"),
         (np.zeros((2, 4, 6, 3), np.float32), TypeError, "must be uint8 in [0, 255], got float32"),
         (np.zeros((2, 4, 6, 3), np.int64), TypeError, "must be uint8 in [0, 255], got int64"),

@@ -97,7 +97,7 @@ def env_pays(place: int, after: int) -> float:
 
 
 def best_actions(reward_of) -> list[int]:
-    """Value iteration: the best action in each inner place, where a move earns `reward_of(a, b)`."""
+    """Value iteration: the best action in each inner place; a move earns `reward_of(a, b)`."""
     values = np.zeros(7)
     returns = np.zeros((len(INNER), 2))
     for _ in range(500):

@@ -10,7 +10,7 @@ from robometer_gym.tracking.success import SuccessDetector
 probabilities = st.floats(0.0, 1.0, allow_nan=False)
 
 
-def votes(detector: SuccessDetector, values: list[float]) -> list[bool]:
+def run(detector: SuccessDetector, values: list[float]) -> list[bool]:
     """Whether a detector has fired after each probability."""
     return [detector.update(value) for value in values]
 
@@ -29,33 +29,33 @@ def votes(detector: SuccessDetector, values: list[float]) -> list[bool]:
 )
 def test_enough_of_the_latest_predictions_must_vote(votes, window, values, expected):
     """One false alarm would end the episode, or a real success be missed."""
-    assert votes(SuccessDetector(0.65, votes, window), values) == expected
+    assert run(SuccessDetector(0.65, votes, window), values) == expected
 
 
 def test_the_defaults_are_two_of_two_at_065():
     """The authors' vote: anything else gives other success rates than published."""
     detector = SuccessDetector()
-    assert votes(detector, [0.65, 0.64, 0.65, 0.65]) == [False, False, False, True]
+    assert run(detector, [0.65, 0.64, 0.65, 0.65]) == [False, False, False, True]
 
 
 def test_a_detected_success_stays_detected():
     """A robot that moves on after success would lose it, and get the bonus twice."""
     detector = SuccessDetector(0.5, 1, 1)
-    assert votes(detector, [0.9, 0.0, 0.0]) == [True, True, True]
+    assert run(detector, [0.9, 0.0, 0.0]) == [True, True, True]
     assert detector.fired
 
 
 def test_clear_forgets_votes_and_success():
     """A vote of the last episode would count in the next."""
     detector = SuccessDetector(0.5, 2, 2)
-    votes(detector, [0.9])
+    run(detector, [0.9])
     detector.clear()
-    assert votes(detector, [0.9]) == [False]
-    votes(detector, [0.9])
+    assert run(detector, [0.9]) == [False]
+    run(detector, [0.9])
     assert detector.fired
     detector.clear()
     assert not detector.fired
-    assert votes(detector, [0.0]) == [False]
+    assert run(detector, [0.0]) == [False]
 
 
 def test_the_vote_at_reset_counts():
