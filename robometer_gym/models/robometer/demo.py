@@ -1,4 +1,4 @@
-"""The demo checkpoint behind reward_model="demo", and random ones of its size for tests.
+"""The small architecture of the demo checkpoint, and random checkpoints of its size for tests.
 
 examples/train_demo_checkpoint.py trains the demo checkpoint. Knows nothing of environments.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from robometer_gym.models.robometer.network.modeling import RobometerModel, empt
 from robometer_gym.models.robometer.network.processor import RobometerProcessor
 from robometer_gym.models.robometer.predictor import RobometerRewardModel
 
-__all__ = ["byte_tokenizer", "demo_checkpoint", "demo_config", "make_random_checkpoint"]
+__all__ = ["byte_tokenizer", "demo_config", "make_random_checkpoint"]
 
 _CONTROL_TOKENS = (
     "<|endoftext|>",
@@ -31,11 +30,6 @@ _CONTROL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-
-
-def demo_checkpoint() -> Path:
-    """Return the folder of the demo checkpoint, which comes with the package."""
-    return Path(str(files("robometer_gym") / "assets" / "demo"))
 
 
 def make_random_checkpoint(

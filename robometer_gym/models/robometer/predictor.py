@@ -131,11 +131,6 @@ class RobometerRewardModel:
         dtype = resolve_dtype(dtype, device)
         if quantization is not None:
             check_quantization(quantization, device, dtype)
-        if id_or_path == "demo":
-            # Imported here: demo.py imports this module.
-            from robometer_gym.models.robometer.demo import demo_checkpoint
-
-            id_or_path = demo_checkpoint()
         folder = find_files(
             id_or_path, CHECKPOINT_FILES, revision=revision, local_files_only=local_files_only
         )

@@ -1,8 +1,7 @@
 """Choice of attention kernel, compiled functions and CUDA graphs for a CUDA device.
 
 Each is tried and compared with the plain computation before it is used, and falls back with a
-reason in `engine_info`. Imported only for a CUDA device; tests without one are in
-`tests/models/robometer/engine/test_fake_cuda.py`.
+reason in `engine_info`. `tests/models/robometer/engine/test_fake_cuda.py` runs it without a GPU.
 """
 
 from __future__ import annotations

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from robometer_gym.models.robometer.engine.batch_layout import Row, lay_out, to_device
 from robometer_gym.models.robometer.engine.bicubic_resize import pillow_pass_order, resize
+from robometer_gym.models.robometer.engine.cuda_backend import cuda_runner
 from robometer_gym.models.robometer.engine.kv_slots import FramePrediction
 from robometer_gym.models.robometer.engine.prompts import Segment
-from robometer_gym.models.robometer.engine.runners import new_runner
+from robometer_gym.models.robometer.engine.runners import EagerRunner
+from robometer_gym.models.robometer.engine.text_decoder import TextDecoder
 from robometer_gym.models.robometer.network.images import ImageSettings
 from robometer_gym.models.robometer.network.modeling import RobometerModel
 from robometer_gym.models.robometer.network.vision import Grid, position_tables
@@ -152,3 +154,11 @@ class Executor:
         if size != source and order is not None:
             pixels = resize(pixels, size, order)
         return self._images.to_patches(pixels), self._images.grid(*size)
+
+
+def new_runner(model: RobometerModel) -> tuple[TextDecoder, EagerRunner]:
+    """Return the decoder and the fastest runner for the device of a network."""
+    if model.backbone.device.type == "cuda":
+        return cuda_runner(model)
+    decoder = TextDecoder(model.backbone.language_model)
+    return decoder, EagerRunner(model, decoder)

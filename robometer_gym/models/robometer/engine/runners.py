@@ -31,7 +31,7 @@ from robometer_gym.models.robometer.network.vision import (
     encode_same_size,
 )
 
-__all__ = ["EagerRunner", "GraphRunner", "new_runner"]
+__all__ = ["EagerRunner", "GraphRunner"]
 
 # Larger batches keep a GPU busy by themselves: launches are not their bottleneck.
 _MAX_GRAPH_TOKENS = 2048
@@ -203,14 +203,3 @@ class GraphRunner(EagerRunner):
     def forget(self) -> None:
         """See `EagerRunner`."""
         self._graphs.clear()
-
-
-def new_runner(model: RobometerModel) -> tuple[TextDecoder, EagerRunner]:
-    """Return the decoder and the fastest runner for the device of a network."""
-    if model.backbone.device.type == "cuda":
-        # Imported here: nothing in it is needed elsewhere.
-        from robometer_gym.models.robometer.engine.cuda_backend import cuda_runner
-
-        return cuda_runner(model)
-    decoder = TextDecoder(model.backbone.language_model)
-    return decoder, EagerRunner(model, decoder)

@@ -1,4 +1,4 @@
-"""Lookup of checkpoint files: from a hub id or a path to a local folder.
+"""Lookup of checkpoint files: from a hub id, a path or "demo" to a local folder.
 
 Knows nothing of the content of the files.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -27,7 +28,7 @@ def find_files(
     """Return a folder with the requested files, downloaded or from the cache of the hub.
 
     Args:
-        id_or_path: a folder, or a hub id "name/model".
+        id_or_path: a folder, a hub id "name/model", or "demo", the checkpoint of the package.
         patterns: shell patterns of the files; only for the hub.
         revision: branch, tag or commit; only for the hub.
         local_files_only: make no connection, use only the cache of the hub.
@@ -35,6 +36,8 @@ def find_files(
     Raises:
         CheckpointError: there is no such folder, or the hub does not have it or cannot be reached.
     """
+    if id_or_path == "demo":
+        return Path(str(files("robometer_gym") / "assets" / "demo"))
     path = Path(id_or_path).expanduser()
     if path.is_dir():
         return path
