@@ -16,9 +16,11 @@ from typing_extensions import Self, TypeIs, Unpack
 
 from robometer_gym.reward_model import (
     Clip,
+    ModelIdentity,
     Prediction,
     ReleasesStreams,
     RewardModel,
+    model_identity,
     model_name,
 )
 
@@ -141,6 +143,10 @@ class LazyRewardModel:
         """Release `stream`, if the model is loaded and keeps streams."""
         if isinstance(self._model, ReleasesStreams):
             self._model.release(stream)
+
+    def identity(self) -> ModelIdentity:
+        """Return the identity of the loaded model; before it is loaded, the name alone."""
+        return ModelIdentity(self.name) if self._model is None else model_identity(self._model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return itself: the model may hold gigabytes, or a connection."""

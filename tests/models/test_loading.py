@@ -119,7 +119,9 @@ def test_the_options_are_those_of_from_pretrained():
     from robometer_gym import RobometerRewardModel
 
     parameters = inspect.signature(RobometerRewardModel.from_pretrained).parameters
-    assert set(parameters) - {"id_or_path"} == set(loading.LoadingOptions.__annotations__)
+    assert set(parameters) - {"id_or_path", "unknown"} == set(
+        loading.LoadingOptions.__annotations__
+    )
 
 
 def test_a_copy_shares_the_model(loads):
