@@ -1,10 +1,14 @@
 """A random model, episodes of noise and arguments for training runs of seconds."""
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from robometer_gym import Clip, RobometerRewardModel
 from robometer_gym.data import Episode
@@ -64,3 +68,18 @@ def example_bytes(example) -> bytes:
 def logged(out: Path) -> list[dict[str, float]]:
     """Return the logged steps of a run."""
     return [entry for entry in json.loads((out / "losses.json").read_text()) if "loss" in entry]
+
+
+class PressCtrlC(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C in the terminal, within a step: every process of the group receives it."""
+
+    def __init__(self, step: int, times: int = 1) -> None:
+        self.step, self.times = step, times
+        self.others = set(multiprocessing.active_children())
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            for _ in range(self.times):
+                for process in set(multiprocessing.active_children()) - self.others:
+                    os.kill(process.pid, signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)

@@ -1,8 +1,6 @@
 """Checkpoints: resuming a run, refusing changed arguments, and Ctrl-C."""
 
 import dataclasses
-import multiprocessing
-import os
 import signal
 
 import pytest
@@ -16,6 +14,7 @@ from robometer_gym.training import (
     train,
 )
 from tests.training.quick_runs import (
+    PressCtrlC,
     logged,
     noise_episodes,
     quick_arguments,
@@ -132,21 +131,6 @@ def test_a_resumed_run_may_log_and_save_differently(tmp_path):
     train(small_model(), noise_episodes(), tmp_path, **given)
     given |= {"save_steps": 2, "logging_steps": 2, "disable_tqdm": False}
     train(small_model(), noise_episodes(), tmp_path, resume=True, **given)
-
-
-class PressCtrlC(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C in the terminal, within a step: every process of the group receives it."""
-
-    def __init__(self, step: int, times: int = 1) -> None:
-        self.step, self.times = step, times
-        self.others = set(multiprocessing.active_children())
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step - 1:
-            for _ in range(self.times):
-                for process in set(multiprocessing.active_children()) - self.others:
-                    os.kill(process.pid, signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
