@@ -81,5 +81,6 @@ class PressCtrlC(TrainerCallback):  # type: ignore[misc]
         if state.global_step == self.step - 1:
             for _ in range(self.times):
                 for process in set(multiprocessing.active_children()) - self.others:
+                    assert process.pid is not None
                     os.kill(process.pid, signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)

@@ -78,6 +78,7 @@ def test_ctrl_c_does_not_end_a_spawned_worker(tmp_path):
     batches = iter(loader)
     received = [next(batches)]
     (worker,) = set(multiprocessing.active_children()) - others
+    assert worker.pid is not None
     os.kill(worker.pid, signal.SIGINT)
     received += batches
     assert len(received) == len(examples) == 8

@@ -11,12 +11,11 @@ from transformers import TrainerCallback
 
 from robometer_gym import Prediction
 from robometer_gym.data import Episode
+from robometer_gym.data.episodes import OUTCOMES
 from robometer_gym.training import SamplingSettings, train
 from robometer_gym.training.held_out import score_episodes, split_episodes
 from tests.training.painted_episodes import GREEN, RED, painted_episode
 from tests.training.quick_runs import TASKS, noise_episodes, quick_arguments, small_model
-
-OUTCOMES = ("successful", "suboptimal", "failure")
 
 
 class Scripted:
