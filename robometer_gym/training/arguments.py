@@ -29,7 +29,7 @@ _REFUSED = {
     "resume_from_checkpoint": "pass resume=True (--resume).",
     **dict.fromkeys(
         ("data_seed", "group_by_length", "length_column_name", "train_sampling_strategy"),
-        "examples are drawn with `seed`, as `sampling` says, and batched by kind.",
+        "examples are drawn with `seed` and `sampling`, and batched by kind.",
     ),
     **dict.fromkeys(("label_names", "remove_unused_columns"), "examples have no columns."),
     **dict.fromkeys(
