@@ -16,6 +16,7 @@ import numpy as np
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.settings import Camera, RewardSettings
 from robometer_gym.tracking.window import shrink
+from robometer_gym.wrappers.frame_copier import FrameCopier
 
 __all__ = ["Cameras"]
 
@@ -55,6 +56,7 @@ class Cameras:
         else:
             self._sources = {camera if isinstance(camera, str) else "camera": camera}
         self._frame_size = frame_size
+        self._copiers = {name: FrameCopier() for name in self._sources}
         self._max_black_frames = max_black_frames
         self._black_frames = dict.fromkeys(self._sources, 0)  # until another frame has been seen
         self._warned_of_black = False
@@ -85,7 +87,7 @@ class Cameras:
             else:
                 self._handle_black_frame(name)
             small = shrink(frame, self._frame_size)
-            frames[name] = frame.copy() if small is frame else small
+            frames[name] = self._copiers[name].copy(frame) if small is frame else small
         return frames
 
     def _handle_black_frame(self, name: str) -> None:
