@@ -8,6 +8,7 @@ stack, and `RobometerCallback` shows what it does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ from robometer_gym.tracking.settings import (
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker
+from robometer_gym.tracking.tracker import EpisodeTracker, Pending
 from robometer_gym.validation import check_task, check_tasks
 from robometer_gym.wrappers.env_kinds import check_kind, env_maker
 from robometer_gym.wrappers.frame_capture import (
@@ -47,6 +48,21 @@ from robometer_gym.wrappers.worker_failures import close_workers, naming_dead_wo
 __all__ = ["VecRobometerReward", "make_robometer_vec_env"]
 
 Infos = list[dict[str, Any]]
+
+
+@dataclass
+class OwedStep:
+    """A call of `step` or `reset` whose outcomes are not settled yet.
+
+    Attributes:
+        pending: what the tracker has observed.
+        is_step: whether rewards are owed, or only the baselines of a reset.
+        row: of the buffer that the rewards belong to; None until the buffer names it.
+    """
+
+    pending: Pending
+    is_step: bool
+    row: int | None = None
 
 
 @expose_settings_in_signature
@@ -71,6 +87,9 @@ class VecRobometerReward(VecEnvWrapper):
         venv: a `DummyVecEnv` or `SubprocVecEnv` whose environments are in `FrameCapture`.
         task: what the robots should do, in words: one for all, or one for each environment.
         reward_model: see `RobometerRewardWrapper`. It lives in this process; workers have none.
+        late: compute rewards after the step, in large batches: see `robometer_gym.sb3.LateRewards`.
+            `step` returns 0.0 as a placeholder, and infos have `env_reward` only. Needs
+            terminate_on_success=False: a verdict comes too late to end the episode.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
 
     Raises:
@@ -101,17 +120,32 @@ class VecRobometerReward(VecEnvWrapper):
         venv: VecEnv,
         task: str | Sequence[str],
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+        *,
+        late: bool = False,
         **settings: Unpack[RewardOptions],
     ) -> None:
         check_kind(venv, "VecEnv of Stable-Baselines3")
         _check_bare(venv)
         super().__init__(venv)
         chosen = read_settings(VecRobometerReward, settings)
+        if late and chosen.terminate_on_success:
+            raise ValueError(
+                "late=True needs terminate_on_success=False: success is detected after the "
+                "rollout, too late to end the episode."
+            )
         self._tasks = check_tasks(task, self.num_envs)
         self._next_tasks = self._tasks
         self._reward_model = LazyRewardModel.of(reward_model)
         self.tracker = EpisodeTracker(chosen, self._reward_model, self.num_envs)
         """Follows the episodes; `RecordTraces` and other listeners attach to it."""
+        self.late = late
+        """Whether rewards are settled by the agent's buffer, after the step."""
+        self.owed: list[OwedStep] = []
+        """Where `late`: what is not settled yet, oldest first."""
+        self.owed_steps = 0
+        """Where `late`: how many steps of `owed` await their rewards."""
+        self.settled_by_buffer = False
+        """Where `late`: whether a `LateRewards` is connected."""
         self._captures = Captures()
         here = not hasattr(venv, "processes")
         with naming_dead_workers(venv):
@@ -163,6 +197,14 @@ class VecRobometerReward(VecEnvWrapper):
             raise ResetNeeded(
                 f"No episode is running in environment {idle[0]}: call reset() first."
             )
+        if self.late and not self.settled_by_buffer:
+            raise ValueError(
+                "With late=True a buffer must settle the rewards, or the agent would train on "
+                "placeholders: PPO(..., rollout_buffer_class=LateRolloutBuffer, "
+                'rollout_buffer_kwargs={"late": LateRewards(venv)}), or SAC(..., '
+                "replay_buffer_class=LateReplayBuffer, replay_buffer_kwargs=...). Algorithms "
+                "that choose their buffer themselves (RecurrentPPO) need late=False."
+            )
         with naming_dead_workers(self.venv):
             self.venv.step_async(actions)
 
@@ -190,6 +232,13 @@ class VecRobometerReward(VecEnvWrapper):
         ]
         reset = [env for env, over in enumerate(ended) if over]
         starts = self._starts(reset, [self.venv.reset_infos[env] for env in reset], self._tasks)
+        if self.late:
+            self.owed.append(OwedStep(self.tracker.observe([*steps, *starts]), is_step=True))
+            self.owed_steps += 1
+            for step in steps:
+                assert isinstance(step, Step)
+                infos[step.env]["env_reward"] = step.reward
+            return observations, np.zeros(self.num_envs), dones, infos
         outcomes = self.tracker.advance([*steps, *starts])
         saw_success = []  # where the environment itself would go on
         for env, outcome in enumerate(outcomes[: self.num_envs]):
@@ -237,9 +286,27 @@ class VecRobometerReward(VecEnvWrapper):
     def _begin(
         self, envs: Sequence[int], infos: Sequence[dict[str, Any]], tasks: Sequence[str]
     ) -> None:
-        outcomes = self.tracker.advance(self._starts(envs, infos, tasks))
+        starts = self._starts(envs, infos, tasks)
+        if self.late:
+            self.owed.append(OwedStep(self.tracker.observe(starts), is_step=False))
+            return
+        outcomes = self.tracker.advance(starts)
         for env, outcome in zip(envs, outcomes, strict=True):
             self.reset_infos[env].update(outcome.info)
+
+    def settle(self) -> list[tuple[OwedStep, NDArray[np.float64]]]:
+        """Predict, in one batch, for all that is owed; see `LateRewards.settle`.
+
+        Returns:
+            Each owed step and its (N,) rewards, in order.
+        """
+        owed, self.owed, self.owed_steps = self.owed, [], 0
+        outcomes = self.tracker.predict_and_settle([each.pending for each in owed])
+        return [
+            (each, np.array([outcome.reward for outcome in settled[: self.num_envs]]))
+            for each, settled in zip(owed, outcomes, strict=True)
+            if each.is_step
+        ]
 
     def _end_episodes(self, envs: Sequence[int], observations: Any, infos: Infos) -> None:
         """Reset environments that do not know that their episode is over, as a VecEnv does."""
@@ -300,6 +367,7 @@ def make_robometer_vec_env(
     vec_env_kwargs: dict[str, Any] | None = None,
     wrapper_class: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None,
     monitor_file: str | None = None,
+    late: bool = False,
     **settings: Unpack[RewardOptions],
 ) -> VecMonitor:
     """Make environments for Stable-Baselines3 that are paid by a reward model.
@@ -320,6 +388,7 @@ def make_robometer_vec_env(
         vec_env_cls: DummyVecEnv steps them one after the other, SubprocVecEnv in processes.
         vec_env_kwargs: for `vec_env_cls`: `start_method`.
         wrapper_class: applied to each environment.
+        late: see `VecRobometerReward`.
         monitor_file: where `VecMonitor` logs episodes, if anywhere.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`.
 
@@ -360,7 +429,7 @@ def make_robometer_vec_env(
         ) from error
     try:
         venv.seed(seed)
-        paid = VecRobometerReward(venv, task, reward_model, **settings)
+        paid = VecRobometerReward(venv, task, reward_model, late=late, **settings)
     except BaseException:
         venv.close()
         raise

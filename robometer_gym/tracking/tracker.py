@@ -182,19 +182,53 @@ class EpisodeTracker:
         pending = self.observe(events)
         if not pending.clips:
             return self.settle(pending, [])
+        return self.predict_and_settle([pending])[0]
+
+    def predict_and_settle(self, pendings: Sequence[Pending]) -> list[list[Outcome]]:
+        """Predict for everything that was observed in one batch, and settle in order.
+
+        Args:
+            pendings: from `observe`, oldest first, none left out.
+
+        Returns:
+            Of each, the outcome of each event.
+
+        Raises:
+            RewardModelError: a response of the model that is no prediction.
+            Exception: whatever the model raises, where `on_error` is "raise". Nothing of
+                `pendings` is owed any more then.
+        """
+        clips = [clip for pending in pendings for clip in pending.clips]
+        answer: Sequence[Prediction] | Exception = []
         started = time.perf_counter()
-        answer: Sequence[Prediction] | Exception
+        waiting = list(pendings)
         try:
-            answer = self.reward_model.predict(pending.clips)
+            if clips:
+                answer = self._predict(clips)
+            seconds = time.perf_counter() - started
+            outcomes = []
+            while waiting:
+                count = len(waiting[0].clips)
+                if isinstance(answer, Exception):
+                    part: Sequence[Prediction] | Exception = answer
+                else:
+                    part, answer = answer[:count], answer[count:]
+                outcomes.append(self.settle(waiting.pop(0), part, seconds if count else 0.0))
+                seconds = 0.0 if count else seconds  # listeners count each call once
+        except BaseException:
+            for pending in waiting:
+                self.discard(pending)
+            raise
+        return outcomes
+
+    def _predict(self, clips: list[Clip]) -> Sequence[Prediction] | Exception:
+        """Return one prediction per clip, or the exception that `settle` will judge."""
+        try:
+            return check_prediction_list(clips, self.reward_model.predict(clips))
         except CheckpointError:
-            self.discard(pending)
             raise  # a model that cannot be loaded is no failed prediction
         except Exception as error:
-            answer = error
-        except BaseException:
-            self.discard(pending)
-            raise
-        return self.settle(pending, answer, time.perf_counter() - started)
+            return error
 
     def observe(self, events: Sequence[Event]) -> Pending:
         """Take events, and return the clips to predict for them.
