@@ -21,14 +21,14 @@ from tqdm import trange
 from robometer_gym import RobometerRewardModel
 from robometer_gym.data import Episode
 from robometer_gym.envs import TASKS
-from robometer_gym.envs.scripted_episodes import KINDS, make_attempt
+from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.models.robometer.demo import byte_tokenizer, demo_config, random_model
 from robometer_gym.models.robometer.network import RobometerProcessor
 from robometer_gym.models.robometer.network.images import ImageSettings
 from robometer_gym.models.robometer.network.processor import PHRASES
 from robometer_gym.training import SamplingSettings, train
 
-SHARES = (0.7, 0.18, 0.1, 0.02, 0.0)  # of experts and the other KINDS
+SHARES = (0.7, 0.18, 0.1, 0.02, 0.0)  # of experts and the other SCRIPTS
 NEAR = (0.5, 0.0, 0.0, 0.0, 0.5)  # for the last lesson: to be on the block or beside it
 MOST_REST = 12  # steps that an expert stays on the block after its success
 
@@ -79,9 +79,9 @@ def attempts(count: int, shares: Sequence[float], seed: int) -> list[Episode]:
     rng = np.random.default_rng(seed)
     made = []
     for _ in trange(count, desc="attempts", disable=None):
-        kind = KINDS[rng.choice(len(KINDS), p=shares)]
+        kind = SCRIPTS[rng.choice(len(SCRIPTS), p=shares)]
         rest = int(rng.integers(MOST_REST)) if kind == "expert" else 0
-        made.append(make_attempt(kind, int(rng.integers(1_000_000)), rest=rest))
+        made.append(make_scripted_episode(kind, int(rng.integers(1_000_000)), rest=rest))
     return made
 
 
