@@ -267,6 +267,8 @@ class EpisodeTracker:
         pending: Pending,
         answer: Sequence[Prediction] | Exception,
         seconds: float = 0.0,
+        *,
+        newest: bool = True,
     ) -> list[Outcome]:
         """Compute the outcome of observed events from their predictions.
 
@@ -275,6 +277,9 @@ class EpisodeTracker:
             answer: one prediction for each of `pending.clips`, or the exception that the model
                 raised.
             seconds: how long the model took, for listeners.
+            newest: whether these are the latest events that were observed. A success that is
+                detected in older ones ends the episode when the newest are settled, because the
+                environment has moved on.
 
         Returns:
             The outcome of each event, in order.
@@ -298,7 +303,7 @@ class EpisodeTracker:
             if isinstance(event, Start):
                 outcomes.append(Outcome(0.0, False, self._begin(episode, mean)))
             else:
-                outcomes.append(self._compute_outcome(event, episode, mean))
+                outcomes.append(self._compute_outcome(event, episode, mean, newest))
         if self.listeners:
             numbers = [episode.number for episode in pending.episodes]
             settled = [
@@ -383,7 +388,7 @@ class EpisodeTracker:
         return self._info(episode, predicted=baseline is not None)
 
     def _compute_outcome(
-        self, step: Step, episode: _Episode, prediction: _MeanPrediction | None
+        self, step: Step, episode: _Episode, prediction: _MeanPrediction | None, newest: bool
     ) -> Outcome:
         settings = self.settings
         before, newly_detected = episode.latest, False
@@ -392,7 +397,9 @@ class EpisodeTracker:
                 prediction.success
             )
             episode.latest = prediction
-        terminated = step.terminated or (newly_detected and settings.terminate_on_success)
+        terminated = step.terminated or (
+            episode.detector.fired and settings.terminate_on_success and newest
+        )
         bonus = settings.success_bonus if newly_detected else 0.0
         after = episode.latest
         failed = step.frames is not None and prediction is None
@@ -414,6 +421,14 @@ class EpisodeTracker:
                 info["is_success"] = episode.detector.fired
             self._release(episode)
         return Outcome(reward, terminated, info)
+
+    def detected(self, env: int) -> bool:
+        """Return whether success was detected in the running episode of `env`."""
+        return self._episodes[env].running and self._episodes[env].detector.fired
+
+    def info(self, env: int) -> dict[str, Any]:
+        """Return the infos of a step of `env` at which no prediction has arrived."""
+        return self._info(self._episodes[env], predicted=False)
 
     def _info(self, episode: _Episode, *, predicted: bool) -> dict[str, Any]:
         known = episode.latest
