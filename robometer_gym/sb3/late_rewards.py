@@ -108,13 +108,18 @@ class LateRewards:
         """Note that the rewards of the latest step belong into `row` of the buffer."""
         self.venv.owed[-1].row = row
 
-    def settle(self) -> list[tuple[int, NDArray[np.float64]]]:
-        """Predict for all steps that are owed, in one batch.
+    def settle(self, *, wait: bool = True) -> list[tuple[int, NDArray[np.float64]]]:
+        """Settle the steps that are owed, with predictions in one batch.
+
+        Args:
+            wait: for all of them. False takes those that were predicted in the background and
+                have arrived; without `background` there are none.
 
         Returns:
             Row of the buffer and (N,) rewards of each step that has a row.
         """
-        return [(owed.row, rewards) for owed, rewards in self.venv.settle() if owed.row is not None]
+        settled = self.venv.settle(wait=wait)
+        return [(owed.row, rewards) for owed, rewards in settled if owed.row is not None]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the environments out."""
@@ -179,6 +184,8 @@ class _LateReplay(_LateBuffer):
         ended = self.dones[row].any()  # type: ignore[attr-defined]
         if ended or self.late.owed_steps >= self.buffer_size:  # the next row would be overwritten
             self._settle()
+        else:
+            self._settle(wait=False)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
         """Sample rows whose rewards are settled; where there are none, settle all first."""
@@ -199,8 +206,8 @@ class _LateReplay(_LateBuffer):
         owed = self.late.owed_steps
         return owed + self.horizon - 1 if owed else 0
 
-    def _settle(self) -> None:
-        for row, rewards in self.late.settle():
+    def _settle(self, *, wait: bool = True) -> None:
+        for row, rewards in self.late.settle(wait=wait):
             self.rewards[row] = rewards
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -21,7 +20,14 @@ from robometer_gym.reward_model import Clip, Prediction, RewardModel, check_pred
 from robometer_gym.tracking.events import Event, Outcome, Start, Step
 from robometer_gym.tracking.tracker import EpisodeTracker, Pending
 
-__all__ = ["BackgroundPredictions", "PredictionThread"]
+__all__ = [
+    "BackgroundPredictions",
+    "Driver",
+    "PredictionThread",
+    "Response",
+    "make_driver",
+    "take_responses",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +36,9 @@ _MAX_OWED = 64  # calls; at 10 Hz more than six seconds
 Answer = Sequence[Prediction] | Exception
 
 
-class _Response(NamedTuple):
+class Response(NamedTuple):
+    """The predictions of some clips, or the exception that the model raised; and its seconds."""
+
     answer: Answer
     seconds: float
 
@@ -46,19 +54,24 @@ class PredictionThread:
 
     def __init__(self, model: RewardModel) -> None:
         self._model = model
-        self._queue: SimpleQueue[tuple[list[Clip], Future[_Response]] | None] | None = None
+        self._queue: SimpleQueue[tuple[list[Clip], Future[Response]] | None] | None = None
         self._process = 0
 
-    def submit(self, clips: list[Clip]) -> Future[_Response]:
+    def submit(self, clips: list[Clip]) -> Future[Response]:
         """Return the future response for `clips`; without clips it is there at once."""
-        future: Future[_Response] = Future()
+        future: Future[Response] = Future()
         if not clips:
-            future.set_result(_Response([], 0.0))
+            future.set_result(Response([], 0.0))
             return future
         if self._queue is None or self._process != os.getpid():
             self._queue, self._process = SimpleQueue(), os.getpid()
             # A daemon, or a model that never returns would keep the process from ending.
-            Thread(target=_predict_all, args=(self._model, self._queue), daemon=True).start()
+            Thread(
+                name="robometer predictions",
+                target=_predict_all,
+                args=(self._model, self._queue),
+                daemon=True,
+            ).start()
         self._queue.put((clips, future))
         return future
 
@@ -74,7 +87,7 @@ class PredictionThread:
 
 
 def _predict_all(
-    model: RewardModel, queue: SimpleQueue[tuple[list[Clip], Future[_Response]] | None]
+    model: RewardModel, queue: SimpleQueue[tuple[list[Clip], Future[Response]] | None]
 ) -> None:
     """Serve `queue` until None comes."""
     while True:
@@ -97,17 +110,42 @@ def _predict_all(
             part = answer
             if not isinstance(answer, Exception):
                 part, answer = answer[: len(each)], answer[len(each) :]
-            future.set_result(_Response(part, 0.0 if index else seconds))
+            future.set_result(Response(part, 0.0 if index else seconds))
         if batch[-1] is None:
             return
+
+
+def take_responses(
+    futures: Sequence[Future[Response] | None], timeout: float, wait: bool
+) -> list[Response]:
+    """Return the leading responses that have arrived.
+
+    Args:
+        futures: oldest first.
+        timeout: seconds to wait for all of them together.
+        wait: whether to take a TimeoutError for each that has not arrived by then; else the first
+            of these ends the list.
+    """
+    deadline = time.monotonic() + timeout
+    responses = []
+    for future in futures:
+        assert future is not None, "submitted with the events"
+        try:
+            responses.append(future.result(max(0.0, deadline - time.monotonic())))
+        except FutureTimeout:
+            if not wait:
+                break
+            error = TimeoutError(f"The reward model did not respond within {timeout} s.")
+            responses.append(Response(error, 0.0))
+    return responses
 
 
 class _Owed(NamedTuple):
     """Events whose outcomes are owed."""
 
     pending: Pending
-    steps: dict[int, int]  # of each environment, which step of its episode it was
-    response: Future[_Response]
+    steps: list[int]  # of each event, which step of its episode it is
+    response: Future[Response]
 
 
 class BackgroundPredictions:
@@ -131,16 +169,17 @@ class BackgroundPredictions:
         self.full = 0
         """How many steps had to wait because too much was owed."""
         self._thread = PredictionThread(tracker.reward_model)
-        self._owed: deque[_Owed] = deque()
+        self._owed: list[_Owed] = []
         self._steps = [0] * tracker.num_envs
-        self._settled_steps = [-1] * tracker.num_envs
+        self._arrived_steps = [-1] * tracker.num_envs
 
-    def advance(self, events: Sequence[Event], *, wait: bool = False) -> list[Outcome]:
+    def advance(self, events: Sequence[Event]) -> list[Outcome]:
         """Observe events, and return what is known of them by now.
+
+        Waits where an episode ends, and for the baselines of a reset, which has no steps.
 
         Args:
             events: see `EpisodeTracker.observe`.
-            wait: for the predictions of these events, as at a reset.
 
         Returns:
             The outcome of each event, as far as it has arrived.
@@ -151,57 +190,42 @@ class BackgroundPredictions:
             Exception: see `EpisodeTracker.settle`.
         """
         settings = self.tracker.settings
+        arrived: list[tuple[Pending, list[Outcome]]] = []
         if len(self._owed) >= _MAX_OWED:
             self.full += 1
-            self._wait(self._owed[0], settings.timeout)
+            arrived += self._settle(1, settings.timeout, wait=True)
         for event in events:
-            self._steps[event.env] = 0 if isinstance(event, Start) else self._steps[event.env] + 1
-            if isinstance(event, Start):
-                self._settled_steps[event.env] = -1
-        steps = {event.env: self._steps[event.env] for event in events}
+            started = isinstance(event, Start)
+            self._steps[event.env] = 0 if started else self._steps[event.env] + 1
+            if started:
+                self._arrived_steps[event.env] = -1
         pending = self.tracker.observe(events)
+        steps = [self._steps[event.env] for event in events]
         self._owed.append(_Owed(pending, steps, self._thread.submit(pending.clips)))
-        ends = any(isinstance(e, Step) and (e.terminated or e.truncated) for e in events)
-        if wait or ends:
-            arrived = self._settle(everything=True)
-        else:
-            self._wait(self._owed[-1], settings.max_wait)
-            arrived = self._settle(everything=False)
-            if any(self.tracker.detected(env) for env in steps) and settings.terminate_on_success:
-                arrived += self._settle(everything=True)  # the verdict ends the episode now
+        steps_only = [event for event in events if isinstance(event, Step)]
+        wait = not steps_only or any(step.terminated or step.truncated for step in steps_only)
+        if not wait:
+            arrived += self._settle(len(self._owed), settings.max_wait, wait=False)
+            # A verdict ends the episode now, and an end waits for everything.
+            wait = settings.terminate_on_success and any(
+                self.tracker.detected(event.env) for event in events
+            )
+        if wait:
+            arrived += self._settle(len(self._owed), settings.timeout, wait=True)
         return self._outcomes(events, pending, arrived)
 
-    def _wait(self, owed: _Owed, seconds: float) -> None:
-        try:
-            owed.response.result(seconds)
-        except FutureTimeout:
-            pass
-
-    def _settle(self, *, everything: bool) -> list[tuple[Pending, list[Outcome]]]:
-        """Settle what has arrived, in order; or everything, within `timeout`."""
-        deadline = time.monotonic() + self.tracker.settings.timeout
+    def _settle(
+        self, count: int, timeout: float, *, wait: bool
+    ) -> list[tuple[Pending, list[Outcome]]]:
+        """Settle up to `count` of the oldest calls, see `take_responses`."""
+        futures = [owed.response for owed in self._owed[:count]]
         arrived = []
-        while self._owed:
-            owed = self._owed[0]
-            if everything:
-                self._wait(owed, max(0.0, deadline - time.monotonic()))
-            if owed.response.done():
-                answer, seconds = owed.response.result()
-            elif everything:
-                timeout = self.tracker.settings.timeout
-                answer, seconds = TimeoutError(f"No prediction came within {timeout} s."), 0.0
-            else:
-                break
-            self._owed.popleft()
-            newest = not self._owed
-            arrived.append(
-                (
-                    owed.pending,
-                    self.tracker.settle(owed.pending, answer, seconds, newest=newest),
-                )
-            )
-            for env, step in owed.steps.items():
-                self._settled_steps[env] = step
+        for response in take_responses(futures, timeout, wait):
+            owed = self._owed.pop(0)
+            outcomes = self.tracker.settle(owed.pending, *response, newest=not self._owed)
+            arrived.append((owed.pending, outcomes))
+            for event, step in zip(owed.pending.events, owed.steps, strict=True):
+                self._arrived_steps[event.env] = step
         return arrived
 
     def _outcomes(
@@ -211,54 +235,71 @@ class BackgroundPredictions:
         arrived: Sequence[tuple[Pending, list[Outcome]]],
     ) -> list[Outcome]:
         """Return the outcome of each event now: its own, if it has arrived, and late parts."""
-        late: dict[int, float] = {}
-        latest: dict[int, dict[str, Any]] = {}
-        own: list[Outcome] | None = None
-        for each, outcomes in arrived:
-            if each is pending:
+        own: Sequence[Outcome | None] = [None] * len(events)
+        late: dict[int, float] = {}  # of an episode, by identity: another one may run by now
+        predicted: set[int] = set()
+        for settled, outcomes in arrived:
+            if settled is pending:
                 own = outcomes
                 continue
-            for event, outcome in zip(each.events, outcomes, strict=True):
-                latest[event.env] = outcome.info
+            for event, episode, outcome in zip(
+                settled.events, settled.episodes, outcomes, strict=True
+            ):
+                if outcome.info["robometer/predicted"]:
+                    predicted.add(id(episode))
                 if isinstance(event, Step):
                     part = outcome.reward - self._env_part(event)
-                    late[event.env] = late.get(event.env, 0.0) + part
+                    late[id(episode)] = late.get(id(episode), 0.0) + part
         results = []
-        for index, event in enumerate(events):
-            if own is not None:
-                reward, terminated, info = own[index]
-            else:
-                known = latest.get(event.env, {})
-                reward, terminated, info = 0.0, False, self.tracker.info(event.env)
-                info["robometer/predicted"] = known.get("robometer/predicted", False)
+        for event, episode, arrived_outcome in zip(events, pending.episodes, own, strict=True):
+            outcome = arrived_outcome
+            if outcome is None:
+                info = self.tracker.info(event.env)
+                info["robometer/predicted"] = id(episode) in predicted
+                reward = 0.0
                 if isinstance(event, Step):
                     reward, info["env_reward"] = self._env_part(event), event.reward
-            if isinstance(event, Step):
-                reward += late.pop(event.env, 0.0)
-            settled = self._settled_steps[event.env]
-            info["robometer/for_step"] = settled
-            info["robometer/delay"] = self._steps[event.env] - settled if settled >= 0 else -1
-            results.append(Outcome(reward, terminated, info))
+                outcome = Outcome(reward, False, info)
+            if isinstance(event, Step) and id(episode) in late:
+                outcome = outcome._replace(reward=outcome.reward + late[id(episode)])
+            step = self._arrived_steps[event.env]
+            outcome.info["robometer/for_step"] = step
+            outcome.info["robometer/delay"] = -1 if step < 0 else self._steps[event.env] - step
+            results.append(outcome)
         return results
 
     def _env_part(self, step: Step) -> float:
         return step.reward if self.tracker.settings.mode == "shape" else 0.0
 
-    def clear(self) -> None:
-        """Give up everything that is owed: its episodes were ended from outside."""
-        while self._owed:
-            self.tracker.discard(self._owed.popleft().pending)
-
     def close(self) -> None:
-        """Give up everything that is owed, and end the thread."""
-        self.clear()
+        """End all episodes and the thread; nothing is owed any more."""
+        for owed in self._owed:
+            self.tracker.discard(owed.pending)
+        self._owed.clear()
+        self.tracker.close()
         self._thread.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Wait for what is owed: the other process cannot."""
-        for owed in self._owed:
-            self._wait(owed, self.tracker.settings.timeout)
-        done = [
-            owed._replace(response=_done(owed.response)) for owed in self._owed
-        ]
-        return {**self.__dict__, "_owed": deque(done)}
+        """Wait for what is owed: a copy has another thread."""
+        futures = [owed.response for owed in self._owed]
+        responses = take_responses(futures, self.tracker.settings.timeout, wait=True)
+        owed = [(*each[:2], response) for each, response in zip(self._owed, responses, strict=True)]
+        return {**self.__dict__, "_owed": owed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the responses as if they had just arrived."""
+        self.__dict__.update(state)
+        self._owed = []
+        for pending, steps, response in state["_owed"]:
+            future: Future[Response] = Future()
+            future.set_result(response)
+            self._owed.append(_Owed(pending, steps, future))
+
+
+Driver = EpisodeTracker | BackgroundPredictions
+"""Whatever takes the events of a wrapper: `advance` and `close`."""
+
+
+def make_driver(tracker: EpisodeTracker) -> Driver:
+    """Return the tracker itself, or its background predictions where its settings want them."""
+    return BackgroundPredictions(tracker) if tracker.settings.background else tracker

@@ -186,8 +186,16 @@ class Watched(LateReplayBuffer):
         return super()._get_samples(batch_inds, env)
 
 
-def agent_of(algorithm: Any, late: bool, size: int, buffer: Any, optimize: bool = False) -> Any:
-    venv = make(late, env={"discrete": algorithm is DQN, "limit": 11}, predict_every=3)
+def agent_of(
+    algorithm: Any,
+    late: bool,
+    size: int,
+    buffer: Any,
+    optimize: bool = False,
+    background: bool = False,
+) -> Any:
+    env = {"discrete": algorithm is DQN, "limit": 11}
+    venv = make(late, env=env, predict_every=3, background=background)
     kwargs: dict[str, Any] = {"late": LateRewards(venv)} if late else {}
     if optimize:
         kwargs["handle_timeout_termination"] = False
@@ -275,6 +283,28 @@ def test_dict_observations_off_policy():
     agent.learn(60)
     agent.replay_buffer._settle()
     assert np.abs(agent.replay_buffer.rewards[:30]).max() > 0
+
+
+@pytest.mark.parametrize("algorithm", [SAC, DQN])
+def test_rewards_from_the_background_land_in_their_own_rows(algorithm):
+    """A robot that does not wait would learn from rewards of other steps."""
+
+    class Watch(LateReplayBuffer):
+        def _get_samples(self, batch_inds: Any, env: Any = None) -> Any:
+            assert not {o.row for o in self.late.venv.owed if o.is_step} & set(batch_inds.tolist())
+            return super()._get_samples(batch_inds, env)
+
+    late = agent_of(algorithm, True, 300, Watch, background=True)
+    now = agent_of(algorithm, False, 300, None)
+    for agent in (late, now):
+        agent.learning_starts = 10**6
+        agent.learn(400)
+    late.learning_starts = 0
+    for _ in range(5):
+        late.train(gradient_steps=1, batch_size=64)
+    late.replay_buffer._settle()
+    assert np.array_equal(late.replay_buffer.rewards, now.replay_buffer.rewards)
+    late.get_env().close()
 
 
 def test_a_saved_replay_buffer_holds_rewards_and_no_placeholders(tmp_path):

@@ -30,6 +30,9 @@ DEFAULTS = {
     "terminate_on_success": True,
     "camera": "render",
     "frame_size": 240,
+    "background": False,
+    "max_wait": 0.0,
+    "timeout": 60.0,
     "on_error": "raise",
 }
 
