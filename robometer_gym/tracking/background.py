@@ -235,7 +235,7 @@ class BackgroundPredictions:
         arrived: Sequence[tuple[Pending, list[Outcome]]],
     ) -> list[Outcome]:
         """Return the outcome of each event now: its own, if it has arrived, and late parts."""
-        own: Sequence[Outcome | None] = [None] * len(events)
+        own: list[Outcome] | None = None
         late: dict[int, float] = {}  # of an episode, by identity: another one may run by now
         predicted: set[int] = set()
         for settled, outcomes in arrived:
@@ -251,15 +251,9 @@ class BackgroundPredictions:
                     part = outcome.reward - self._env_part(event)
                     late[id(episode)] = late.get(id(episode), 0.0) + part
         results = []
-        for event, episode, arrived_outcome in zip(events, pending.episodes, own, strict=True):
-            outcome = arrived_outcome
-            if outcome is None:
-                info = self.tracker.info(event.env)
-                info["robometer/predicted"] = id(episode) in predicted
-                reward = 0.0
-                if isinstance(event, Step):
-                    reward, info["env_reward"] = self._env_part(event), event.reward
-                outcome = Outcome(reward, False, info)
+        for index, (event, episode) in enumerate(zip(events, pending.episodes, strict=True)):
+            outcome = self._awaited(event) if own is None else own[index]
+            outcome.info["robometer/predicted"] |= id(episode) in predicted
             if isinstance(event, Step) and id(episode) in late:
                 outcome = outcome._replace(reward=outcome.reward + late[id(episode)])
             step = self._arrived_steps[event.env]
@@ -267,6 +261,14 @@ class BackgroundPredictions:
             outcome.info["robometer/delay"] = -1 if step < 0 else self._steps[event.env] - step
             results.append(outcome)
         return results
+
+    def _awaited(self, event: Event) -> Outcome:
+        """Return the outcome of an event whose prediction has not arrived."""
+        info = self.tracker.info(event.env)
+        if isinstance(event, Start):
+            return Outcome(0.0, False, info)
+        info["env_reward"] = event.reward
+        return Outcome(self._env_part(event), False, info)
 
     def _env_part(self, step: Step) -> float:
         return step.reward if self.tracker.settings.mode == "shape" else 0.0

@@ -4,6 +4,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -304,18 +305,19 @@ def test_close_ends_the_thread():
     assert threading.active_count() == before
 
 
+def capture(maker: Any) -> FrameCapture:
+    return FrameCapture(maker())
+
+
 @settings(max_examples=20)
 @given(chosen, st.lists(st.integers(1, 9), min_size=4, max_size=4))
 def test_vector_environments_deliver_the_same_rewards(chosen, lengths):
     """An environment would receive the rewards of another one, or of its next episode."""
 
     def returns(background: bool) -> Any:
-        envs = gym.vector.SyncVectorEnv(
-            [
-                lambda a=a, b=b: FrameCapture(CountingEnv(lengths=[a, b]))
-                for a, b in (lengths[:2], lengths[2:])
-            ]
-        )
+        pairs = lengths[:2], lengths[2:]
+        makers = [partial(CountingEnv, lengths=pair) for pair in pairs]
+        envs = gym.vector.SyncVectorEnv([partial(capture, maker) for maker in makers])
         model = ScriptedRewardModel(progress=progress)
         wrapped = VectorWrapper(
             envs,
