@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from robometer_gym import Clip, Prediction, RewardModel
+from robometer_gym import Clip, EpisodeTrace, Prediction, RewardModel
 from robometer_gym.data import Episode
 from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.envs.tabletop import TASKS
@@ -49,7 +49,7 @@ from robometer_gym.evaluation import (
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.training import Sampler, SamplingSettings
-from robometer_gym.training.augmentation import Pair
+from robometer_gym.training.sampler import PreferencePair
 
 FIRST_SEED = 1_000_000
 REST = 10
@@ -82,7 +82,7 @@ class Clock:
         return 0.5
 
 
-def score(model: RewardModel, episode: Episode, task: str | None = None) -> Prediction:
+def score(model: RewardModel, episode: Episode, task: str | None = None) -> EpisodeTrace:
     """Score every frame from the window that the wrapper would have shown."""
     frames = episode.frames[range(len(episode))]
     return score_frames(model, frames, task or episode.task, window=SETTINGS.max_frames)
@@ -143,7 +143,7 @@ def measure(model: Any, attempts: int) -> dict[str, float]:
 
 
 def success_figures(
-    made: dict[Any, list[Episode]], scored: dict[Any, list[Prediction]]
+    made: dict[Any, list[Episode]], scored: dict[Any, list[EpisodeTrace]]
 ) -> dict[str, float]:
     """Return the F1s of success, and what they are made of."""
     said_frames, true_frames, said_episodes, true_episodes = [], [], [], []
@@ -173,7 +173,7 @@ def draw_pairs(
     """Draw comparisons of every kind that the model is trained on."""
     sampler, rng = Sampler(episodes, SamplingSettings()), np.random.default_rng(FIRST_SEED)
     drawn = [sampler.draw(rng) for _ in range(count)]
-    pairs = [pair for pair in drawn if isinstance(pair, Pair)]
+    pairs = [pair for pair in drawn if isinstance(pair, PreferencePair)]
     return [(p.a.clip, p.b.clip) for p in pairs], [p.a_is_better for p in pairs]
 
 
