@@ -41,7 +41,7 @@ class SlowModel:
 
 
 def run(steps: int, seconds: float, background: bool) -> tuple[list[EpisodeTrace], Any, list[int]]:
-    """Return the ended traces, the periods of the loop within episodes, and the delay of each reward."""
+    """Return the ended traces, the periods within episodes, and the delay of each reward."""
     env = RobometerRewardWrapper(
         gym.make(ENV_ID, task=TASKS[0], render_mode="rgb_array", terminate_on_success=False),
         TASKS[0],

@@ -55,6 +55,7 @@ class RewardOptions(TypedDict, total=False):
     background: bool
     max_wait: float
     timeout: float
+    max_black_frames: int | None
     on_error: OnError
 
 
@@ -94,6 +95,9 @@ class RewardSettings:
         max_wait: with `background`, seconds that a step waits for its own prediction, >= 0.
         timeout: with `background`, seconds that the end of an episode waits for everything that is
             owed, >= 0; then `on_error` decides.
+        max_black_frames: a camera whose first frames are entirely black is refused after this many
+            of them: its renderer is probably broken. Other black frames go to the model, with one
+            warning. 1 refuses a black first frame; None never refuses.
         on_error: what happens when the model fails: "raise"; "hold" takes 0 for the model's part
             and keeps the last progress; "env" gives the environment's reward. The last two log a
             warning and count in `info["robometer/errors"]`. A model that cannot be loaded raises
@@ -127,13 +131,15 @@ class RewardSettings:
     background: bool = False
     max_wait: float = 0.0
     timeout: float = 60.0
+    max_black_frames: int | None = 10
     on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         for name in ("predict_every", "max_frames", "success_votes", "success_window"):
             self._check_count(name)
-        if self.frame_size is not None:
-            self._check_count("frame_size")
+        for name in ("frame_size", "max_black_frames"):
+            if getattr(self, name) is not None:
+                self._check_count(name)
         for name in (
             "gamma",
             "scale",
