@@ -19,6 +19,7 @@ Knows nothing of how a reward is computed: the EpisodeTracker settles.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from stable_baselines3.common.buffers import (
 )
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from robometer_gym.sb3.owed_steps import OwedSteps
 from robometer_gym.sb3.vec_env import VecRobometerReward
 from robometer_gym.tracking.tracker import unwrap
 
@@ -68,7 +70,7 @@ class LateRewards:
     """
 
     def __init__(self, venv: VecEnv) -> None:
-        self._venv: VecRobometerReward | None = None
+        owed: OwedSteps | None = None
         for layer in unwrap(venv):
             if isinstance(layer, VecNormalize) and layer.norm_reward:
                 raise ValueError(
@@ -76,54 +78,55 @@ class LateRewards:
                     "and late rewards come after it: use norm_reward=False, or late=False."
                 )
             if isinstance(layer, VecRobometerReward):
-                self._venv = layer
-        if self._venv is None or not self._venv.late:
+                owed = layer.owed
+        if owed is None:
             raise ValueError(
                 f"LateRewards needs environments made with late=True, got {type(venv).__name__} "
                 "without: make_robometer_vec_env(..., late=True, terminate_on_success=False)."
             )
-        self._venv.settled_by_buffer = True
+        owed.connected = True
+        self._owed: OwedSteps | None = owed
 
     @property
-    def owed_steps(self) -> int:
-        """How many steps are not settled yet."""
-        return self.venv.owed_steps
-
-    @property
-    def venv(self) -> VecRobometerReward:
-        """The environments.
+    def owed(self) -> OwedSteps:
+        """The steps that are not settled yet.
 
         Raises:
             ValueError: this was pickled, and so lost its connection.
         """
-        if self._venv is None:
+        if self._owed is None:
             raise ValueError(
                 "This buffer was loaded from a file and is connected to no environment: pass "
                 'replay_buffer_kwargs={"late": LateRewards(venv)} (or rollout_buffer_kwargs) to '
                 "load(), or set buffer.late = LateRewards(venv)."
             )
-        return self._venv
+        return self._owed
 
     def assign(self, row: int) -> None:
         """Note that the rewards of the latest step belong into `row` of the buffer."""
-        self.venv.owed[-1].row = row
+        self.owed.entries[-1].row = row
 
-    def settle(self, *, wait: bool = True) -> list[tuple[int, NDArray[np.float64]]]:
+    def settle(self, *, wait: bool = True) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """Settle the steps that are owed, with predictions in one batch.
 
         Args:
             wait: for all of them. False takes those that were predicted in the background and
                 have arrived; without `background` there are none.
 
-        Returns:
+        Yields:
             Row of the buffer and (N,) rewards of each step that has a row.
+
+        Raises:
+            Exception: the model failed and `on_error` is "raise". The steps are still owed, and
+                their rows are not sampled.
         """
-        settled = self.venv.settle(wait=wait)
-        return [(owed.row, rewards) for owed, rewards in settled if owed.row is not None]
+        for step in self.owed.settle(wait=wait):
+            if step.row is not None and step.rewards is not None:
+                yield step.row, step.rewards
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the environments out."""
-        return {"_venv": None}
+        return {"_owed": None}
 
 
 class _LateBuffer(_Buffer):
@@ -141,8 +144,8 @@ class _LateRollout(_LateBuffer):
 
     def reset(self) -> None:
         """Empty the buffer; steps that a callback or another loop has made are settled alone."""
-        if self.late.owed_steps:
-            self.late.settle()
+        if self.late.owed.steps:
+            list(self.late.settle())
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
@@ -182,7 +185,7 @@ class _LateReplay(_LateBuffer):
         super().add(*args, **kwargs)
         self.late.assign(row)
         ended = self.dones[row].any()  # type: ignore[attr-defined]
-        if ended or self.late.owed_steps >= self.buffer_size:  # the next row would be overwritten
+        if ended or self.late.owed.steps >= self.buffer_size:  # the next row would be overwritten
             self._settle()
         else:
             self._settle(wait=False)
@@ -203,7 +206,7 @@ class _LateReplay(_LateBuffer):
         return self._get_samples(rows, env=env)
 
     def _unsettled(self) -> int:
-        owed = self.late.owed_steps
+        owed = self.late.owed.steps
         return owed + self.horizon - 1 if owed else 0
 
     def _settle(self, *, wait: bool = True) -> None:
@@ -212,7 +215,7 @@ class _LateReplay(_LateBuffer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Settle first: a file must not hold placeholders."""
-        if self.late.owed_steps:
+        if self.late.owed.steps:
             self._settle()
         return self.__dict__
 

@@ -8,8 +8,6 @@ builds the whole stack, and `RobometerCallback` logs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,19 +26,15 @@ from stable_baselines3.common.vec_env import (
 from typing_extensions import Unpack
 
 from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel, RewardModelLike
-from robometer_gym.tracking.background import (
-    PredictionThread,
-    Response,
-    make_driver,
-    take_responses,
-)
+from robometer_gym.sb3.owed_steps import OwedSteps
+from robometer_gym.tracking.background import make_driver
 from robometer_gym.tracking.events import Event, Step, read_true_success
 from robometer_gym.tracking.settings import (
     RewardOptions,
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker, Pending
+from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task, check_tasks
 from robometer_gym.wrappers.env_kinds import (
     MONITOR_INSIDE,
@@ -61,23 +55,6 @@ from robometer_gym.wrappers.worker_failures import close_workers, report_dead_wo
 __all__ = ["VecRobometerReward", "make_robometer_vec_env"]
 
 Infos = list[dict[str, Any]]
-
-
-@dataclass
-class OwedStep:
-    """A call of `step` or `reset` whose outcomes are not settled yet.
-
-    Attributes:
-        pending: what the tracker has observed.
-        is_step: whether rewards are owed, or only the baselines of a reset.
-        response: the prediction, where it is made in the background.
-        row: of the buffer that the rewards belong to; None until the buffer names it.
-    """
-
-    pending: Pending
-    is_step: bool
-    response: Future[Response] | None = None
-    row: int | None = None
 
 
 @expose_settings_in_signature
@@ -158,17 +135,8 @@ class VecRobometerReward(VecEnvWrapper):
         self.tracker = EpisodeTracker(chosen, self._reward_model, self.num_envs)
         """Follows the episodes; `RecordTraces` and other listeners attach to it."""
         self._driver = make_driver(self.tracker)
-        self._thread: PredictionThread | None = None
-        if chosen.background and late:
-            self._thread = PredictionThread(self._reward_model)
-        self.late = late
-        """Whether rewards are settled by the agent's buffer, after the step."""
-        self.owed: list[OwedStep] = []
-        """Where `late`: what is not settled yet, oldest first."""
-        self.owed_steps = 0
-        """Where `late`: how many steps of `owed` await their rewards."""
-        self.settled_by_buffer = False
-        """Where `late`: whether a `LateRewards` is connected."""
+        self.owed = OwedSteps(self.tracker) if late else None
+        """The steps that the agent's buffer settles; None where rewards are not late."""
         self._captures = CaptureReader()
         rounds_rewards = isinstance(venv, DummyVecEnv)  # to single precision
         with report_dead_workers(venv):
@@ -218,7 +186,7 @@ class VecRobometerReward(VecEnvWrapper):
                 f"actions must hold one action for each of the {self.num_envs} environments; "
                 f"got {len(actions)}."
             )
-        if self.late and not self.settled_by_buffer:
+        if self.owed is not None and not self.owed.connected:
             raise ValueError(
                 "With late=True a buffer must settle the rewards, or the agent would train on "
                 "placeholders: PPO(..., rollout_buffer_class=LateRolloutBuffer, "
@@ -253,8 +221,8 @@ class VecRobometerReward(VecEnvWrapper):
         ]
         reset = [env for env, done in enumerate(ended) if done]
         starts = self._starts(reset, [self.venv.reset_infos[env] for env in reset], self._tasks)
-        if self.late:
-            self._owe([*steps, *starts], is_step=True)
+        if self.owed is not None:
+            self.owed.append([*steps, *starts], is_step=True)
             for step in steps:
                 assert isinstance(step, Step)
                 infos[step.env]["env_reward"] = step.reward
@@ -299,48 +267,12 @@ class VecRobometerReward(VecEnvWrapper):
         self, envs: Sequence[int], infos: Sequence[dict[str, Any]], tasks: Sequence[str]
     ) -> None:
         starts = self._starts(envs, infos, tasks)
-        if self.late:
-            self._owe(starts, is_step=False)
+        if self.owed is not None:
+            self.owed.append(starts, is_step=False)
             return
         outcomes = self._driver.advance(starts)
         for env, outcome in zip(envs, outcomes, strict=True):
             self.reset_infos[env].update(outcome.info)
-
-    def _owe(self, events: list[Event], *, is_step: bool) -> None:
-        """Observe events whose outcomes come later."""
-        pending = self.tracker.observe(events)
-        response = None if self._thread is None else self._thread.submit(pending.clips)
-        self.owed.append(OwedStep(pending, is_step, response))
-        self.owed_steps += is_step
-
-    def settle(self, *, wait: bool = True) -> list[tuple[OwedStep, NDArray[np.float64]]]:
-        """Settle the steps that are owed; see `LateRewards.settle`.
-
-        Args:
-            wait: for all of them; else only those whose predictions have arrived.
-
-        Returns:
-            Each settled step and its (N,) rewards, in order.
-        """
-        owed: list[OwedStep] = []
-        if self._thread is None:
-            if wait:
-                owed, self.owed = self.owed, []
-            outcomes = self.tracker.predict_and_settle([each.pending for each in owed])
-        else:
-            timeout = self.tracker.settings.timeout if wait else 0.0
-            responses = take_responses([each.response for each in self.owed], timeout, wait)
-            owed, self.owed = self.owed[: len(responses)], self.owed[len(responses) :]
-            outcomes = [
-                self.tracker.settle(each.pending, *response)
-                for each, response in zip(owed, responses, strict=True)
-            ]
-        self.owed_steps -= sum(each.is_step for each in owed)
-        return [
-            (each, np.array([outcome.reward for outcome in settled[: self.num_envs]]))
-            for each, settled in zip(owed, outcomes, strict=True)
-            if each.is_step
-        ]
 
     def _end_episodes(self, envs: Sequence[int], observations: Any, infos: Infos) -> None:
         """Reset environments whose episodes the model has ended, as a VecEnv does."""
@@ -363,8 +295,8 @@ class VecRobometerReward(VecEnvWrapper):
     def close(self) -> None:
         """End all episodes and close the environments; no worker stays behind."""
         self._driver.close()
-        if self._thread is not None:
-            self._thread.close()
+        if self.owed is not None:
+            self.owed.close()
         close_workers(self.venv, super().close)
 
 

@@ -17,14 +17,13 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from robometer_gym.reward_model import Clip, Prediction, RewardModel, check_prediction_list
-from robometer_gym.tracking.events import Event, Outcome, Start, Step
+from robometer_gym.tracking.events import Event, Outcome, Response, Start, Step
 from robometer_gym.tracking.tracker import EpisodeTracker, Pending
 
 __all__ = [
     "BackgroundPredictions",
     "Driver",
     "PredictionThread",
-    "Response",
     "make_driver",
     "take_responses",
 ]
@@ -32,15 +31,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _MAX_OWED = 64  # calls; at 10 Hz more than six seconds
-
-Answer = Sequence[Prediction] | Exception
-
-
-class Response(NamedTuple):
-    """The predictions of some clips, or the exception that the model raised; and its seconds."""
-
-    answer: Answer
-    seconds: float
 
 
 class PredictionThread:
@@ -100,7 +90,7 @@ def _predict_all(
         work = [each for each in batch if each is not None]
         clips = [clip for each, _ in work for clip in each]
         started = time.perf_counter()
-        answer: Answer
+        answer: Sequence[Prediction] | Exception
         try:
             answer = check_prediction_list(clips, model.predict(clips)) if clips else []
         except Exception as error:

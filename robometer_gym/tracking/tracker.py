@@ -22,9 +22,19 @@ from robometer_gym.reward_model import (
     RewardModelError,
     check_prediction,
     check_prediction_list,
+    check_predictions,
 )
 from robometer_gym.tracking import shaping
-from robometer_gym.tracking.events import Event, Listener, Outcome, Settled, Start, Step, Stream
+from robometer_gym.tracking.events import (
+    Event,
+    Listener,
+    Outcome,
+    Response,
+    Settled,
+    Start,
+    Step,
+    Stream,
+)
 from robometer_gym.tracking.settings import RewardSettings
 
 __all__ = ["EpisodeTracker", "Pending", "find_tracker"]
@@ -195,53 +205,37 @@ class EpisodeTracker:
         pending = self.observe(events)
         if not pending.clips:
             return self.settle(pending, [])
-        return self.predict_and_settle([pending])[0]
+        try:
+            response = self.predict(pending.clips)
+        except BaseException:
+            self.discard(pending)
+            raise
+        return self.settle(pending, *response)
 
-    def predict_and_settle(self, pendings: Sequence[Pending]) -> list[list[Outcome]]:
-        """Predict for everything that was observed in one batch, and settle in order.
-
-        Args:
-            pendings: from `observe`, oldest first, none left out.
+    def predict(self, clips: Sequence[Clip]) -> Response:
+        """Predict for observed clips, in one batch.
 
         Returns:
-            Of each, the outcome of each event.
+            The predictions, or, unless `on_error` is "raise", the exception that `settle` counts;
+            and the seconds that it took.
 
         Raises:
-            RewardModelError: a response of the model that is no prediction.
-            Exception: whatever the model raises, where `on_error` is "raise". Nothing of
-                `pendings` is owed any more then.
+            RewardModelError: a response of the model that is no prediction, where `on_error` is
+                "raise".
+            Exception: whatever the model raises, likewise; a checkpoint that cannot be loaded is
+                no failed prediction, and raises in any case.
         """
-        clips = [clip for pending in pendings for clip in pending.clips]
-        answer: Sequence[Prediction] | Exception = []
         started = time.perf_counter()
-        waiting = list(pendings)
+        strict = self.settings.on_error == "raise"
+        answer: Sequence[Prediction] | Exception
         try:
-            if clips:
-                answer = self._predict(clips)
-            seconds = time.perf_counter() - started
-            outcomes = []
-            while waiting:
-                count = len(waiting[0].clips)
-                if isinstance(answer, Exception):
-                    part: Sequence[Prediction] | Exception = answer
-                else:
-                    part, answer = answer[:count], answer[count:]
-                outcomes.append(self.settle(waiting.pop(0), part, seconds if count else 0.0))
-                seconds = 0.0 if count else seconds  # listeners count each call once
-        except BaseException:
-            for pending in waiting:
-                self.discard(pending)
-            raise
-        return outcomes
-
-    def _predict(self, clips: list[Clip]) -> Sequence[Prediction] | Exception:
-        """Return one prediction per clip, or the exception that `settle` will judge."""
-        try:
-            return check_prediction_list(clips, self.reward_model.predict(clips))
-        except CheckpointError:
-            raise  # a model that cannot be loaded is no failed prediction
+            answer = self.reward_model.predict(clips)
+            (check_predictions if strict else check_prediction_list)(clips, answer)
         except Exception as error:
-            return error
+            if strict or isinstance(error, CheckpointError):
+                raise
+            answer = error
+        return Response(answer, time.perf_counter() - started)
 
     def observe(self, events: Sequence[Event]) -> Pending:
         """Take events, and return the clips to predict for them.

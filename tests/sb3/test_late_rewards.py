@@ -180,7 +180,7 @@ class Watched(LateReplayBuffer):
     sampled = 0
 
     def _get_samples(self, batch_inds: Any, env: Any = None) -> Any:
-        owed = {each.row for each in self.late.venv.owed if each.is_step}
+        owed = {each.row for each in self.late.owed.entries if each.is_step}
         assert not owed & set(batch_inds.tolist())
         type(self).sampled += len(batch_inds)
         return super()._get_samples(batch_inds, env)
@@ -245,7 +245,7 @@ def test_rows_of_n_steps_wait_for_all_their_rewards():
 
     class WatchedNStep(LateNStepReplayBuffer):
         def _get_samples(self, batch_inds: Any, env: Any = None) -> Any:
-            owed = {each.row for each in self.late.venv.owed if each.is_step}
+            owed = {each.row for each in self.late.owed.entries if each.is_step}
             for row in batch_inds.tolist():
                 span = {(row + step) % self.buffer_size for step in range(self.n_steps)}
                 assert not owed & span
@@ -291,7 +291,9 @@ def test_rewards_from_the_background_land_in_their_own_rows(algorithm):
 
     class Watch(LateReplayBuffer):
         def _get_samples(self, batch_inds: Any, env: Any = None) -> Any:
-            assert not {o.row for o in self.late.venv.owed if o.is_step} & set(batch_inds.tolist())
+            assert not {o.row for o in self.late.owed.entries if o.is_step} & set(
+                batch_inds.tolist()
+            )
             return super()._get_samples(batch_inds, env)
 
     late = agent_of(algorithm, True, 300, Watch, background=True)
@@ -311,13 +313,13 @@ def test_a_saved_replay_buffer_holds_rewards_and_no_placeholders(tmp_path):
     """A training that is resumed would learn from zeros."""
     agent = agent_of(SAC, True, 100, LateReplayBuffer)
     agent.learn(31)
-    assert agent.replay_buffer.late.owed_steps
+    assert agent.replay_buffer.late.owed.steps
     agent.save_replay_buffer(tmp_path / "buffer.pkl")
-    assert not agent.replay_buffer.late.owed_steps
+    assert not agent.replay_buffer.late.owed.steps
     saved = pickle.loads((tmp_path / "buffer.pkl").read_bytes())
     assert np.array_equal(saved.rewards, agent.replay_buffer.rewards)
     with pytest.raises(ValueError, match=r"loaded from a file and is connected to no environment"):
-        _ = saved.late.owed_steps
+        _ = saved.late.owed.steps
 
 
 def test_a_saved_agent_goes_on_with_new_environments(tmp_path):
@@ -398,7 +400,7 @@ def test_an_episode_longer_than_the_buffer_is_settled_in_parts():
             device="cpu",
         )
         agent.learn(150)
-        assert venv.owed_steps < 20
+        assert not late or venv.owed.steps < 20
         return agent.replay_buffer
 
     late, now = filled(True), filled(False)
@@ -436,6 +438,82 @@ def test_a_model_that_fails_stops_the_training_in_words(error):
     )
     with pytest.raises((TimeoutError, RuntimeError), match=r"no response|expected finite values"):
         agent.learn(320)
+
+
+def test_rows_whose_model_failed_stay_owed_and_are_predicted_again():
+    """A lost connection would leave zeros in the buffer that look like rewards."""
+    broken = {"now": True}
+
+    def progress(clip: Any) -> float:
+        if broken["now"] and len(clip) > 1:
+            raise ConnectionError("the server is gone")
+        return float(np.mean([image[0, 0, 0] for image in clip.images])) / 255
+
+    def buffer_of(late: bool, reward_model: Any) -> Any:
+        venv = make(late, reward_model, env={"discrete": False, "limit": 11}, predict_every=3)
+        agent: Any = SAC(
+            "MlpPolicy",
+            venv,
+            buffer_size=200,
+            learning_starts=10**6,
+            replay_buffer_class=LateReplayBuffer if late else ReplayBuffer,
+            replay_buffer_kwargs={"late": LateRewards(venv)} if late else {},
+            policy_kwargs={"net_arch": [4]},
+            seed=0,
+            device="cpu",
+        )
+        try:
+            agent.learn(22)
+        except ConnectionError:
+            with pytest.raises(ConnectionError):
+                agent.replay_buffer.sample(4)
+        return agent.replay_buffer
+
+    late = buffer_of(True, ScriptedRewardModel(progress=progress))
+    assert late.late.owed.steps == 11
+    broken["now"] = False
+    late.sample(4)
+    assert late.late.owed.steps == 0
+    now = buffer_of(False, ScriptedRewardModel(progress=progress))
+    assert np.array_equal(late.rewards[:11], now.rewards[:11])
+    assert np.abs(late.rewards[:11]).max() > 0
+
+
+@pytest.mark.parametrize("place", range(50))
+def test_an_interrupt_leaves_no_placeholder_in_a_settled_row(place):
+    """After Ctrl-C the agent would go on learning from zeros."""
+    calls = iter(range(10**6))
+
+    class Interrupted(ScriptedRewardModel):
+        def predict(self, clips: Any) -> Any:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return super().predict(clips)
+
+    scripted = model()
+    interrupted = Interrupted(scripted._scripts["progress"], scripted._scripts["success"])
+    venv = make(True, interrupted, env={"discrete": False, "limit": 4 + place}, predict_every=2)
+    agent: Any = SAC(
+        "MlpPolicy",
+        venv,
+        buffer_size=400,
+        learning_starts=10**6,
+        replay_buffer_class=LateReplayBuffer,
+        replay_buffer_kwargs={"late": LateRewards(venv)},
+        policy_kwargs={"net_arch": [4]},
+        seed=place,
+        device="cpu",
+    )
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(400)
+    buffer = agent.replay_buffer
+    owed = {each.row for each in buffer.late.owed.entries if each.is_step}
+    assert owed
+    before = buffer.rewards.copy()
+    buffer._settle()
+    changed = set(np.flatnonzero((buffer.rewards != before).any(axis=1)).tolist())
+    assert changed <= owed
+    assert not buffer.late.owed.steps
 
 
 def test_failures_are_counted_where_training_goes_on():

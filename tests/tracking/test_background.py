@@ -294,15 +294,15 @@ def test_a_copy_goes_on_in_mid_episode(twin_of):
 
 def test_close_ends_the_thread():
     """Every environment would leave a thread behind."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for _ in range(5):
         env = wrap(ScriptedRewardModel(), CountingEnv(lengths=[3]))
         run(env)
+        assert set(threading.enumerate()) - before
         env.close()
-    for thread in threading.enumerate():
-        if thread.name.startswith("robometer"):
+        for thread in set(threading.enumerate()) - before:
             thread.join(20)
-    assert threading.active_count() == before
+        assert not set(threading.enumerate()) - before
 
 
 def capture(maker: Any) -> FrameCapture:
