@@ -30,7 +30,8 @@ from robometer_gym.tracking.settings import (
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
+from robometer_gym.tracking.stack import find_tracker
+from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task
 from robometer_gym.wrappers.cameras import Cameras
 from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward, refuse_monitor

@@ -342,7 +342,7 @@ def test_late_rewards_without_a_buffer_are_refused():
 
 
 def test_an_end_by_success_is_refused():
-    """The episode would go on although its settings say that success ends it."""
+    """The episode would go on although success ends it by its settings."""
     with pytest.raises(ValueError, match="late=True needs terminate_on_success=False"):
         make_robometer_vec_env(CountingEnv, TASK, 1, model(), late=True)
 
