@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from robometer_gym.data.video import VideoFrames, write_video
+from robometer_gym.data.video import write_video
+from robometer_gym.data.video_frames import VideoFrames
 from robometer_gym.tracking.window import shrink
 from robometer_gym.validation import check_task
 

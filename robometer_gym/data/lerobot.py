@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from robometer_gym.data.episodes import Episode, Frames, Outcome
-from robometer_gym.data.video import VideoFrames
+from robometer_gym.data.video_frames import VideoFrames
 from robometer_gym.validation import MissingDependencyError
 
 __all__ = ["read_lerobot"]
