@@ -30,7 +30,7 @@ __all__ = [
     "read_frame_times",
 ]
 
-_MAX_PIXELS = 2**26  # per frame: 8K video has half of it
+MAX_PIXELS = 2**26  # per frame: 8K video has half of it
 _MAX_ENDING = 0.1  # seconds, beside two frames, by which a file may be shorter than its header
 
 
@@ -53,7 +53,8 @@ class FrameTimes:
     @property
     def seconds(self) -> NDArray[np.float64]:
         """(T,) seconds of each frame, from the first one."""
-        return (self.ticks - self.ticks[0]) * float(self.tick)
+        seconds: NDArray[np.float64] = (self.ticks - self.ticks[0]) * float(self.tick)
+        return seconds
 
 
 def import_av(action: str) -> Any:
@@ -118,7 +119,8 @@ def _times_from_header(container: Any, stream: Any, size: int) -> NDArray[np.flo
     even = np.linspace(decoding[0], decoding[-1], len(decoding))
     if any(entry.is_discard for entry in entries) or np.abs(decoding - even).max() > 1.0:
         return None
-    return even - even[0] + float(stream.start_time)
+    ticks: NDArray[np.float64] = even - even[0] + float(stream.start_time)
+    return ticks
 
 
 def _times_from_packets(container: Any, stream: Any) -> NDArray[np.float64]:
@@ -185,10 +187,12 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise ValueError("it has no frames: it is cut off, or holds only sound.")
             stream = container.streams.video[0]
+            if stream.codec_context is None or not stream.time_base:
+                raise ValueError("its frames have an unknown format. Re-encode it as .mp4.")
             width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > _MAX_PIXELS:
+            if width * height > MAX_PIXELS:
                 raise ValueError(
-                    f"its frames of {height}x{width} are larger than {_MAX_PIXELS} pixels."
+                    f"its frames of {height}x{width} are larger than {MAX_PIXELS} pixels."
                 )
             yield container, stream
     except av.FFmpegError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -36,11 +35,10 @@ _WRITABLE = (".mp4", ".mov", ".mkv")
 _MAX_BYTES = 2**33  # of frames that are held at once
 
 
-@dataclass(frozen=True, eq=False)
 class Video:
     """Frames with their times.
 
-    Attributes:
+    Args:
         frames: (T, H, W, 3) uint8 RGB in [0, 255], oldest first, T >= 1.
         fps: frames per second of these frames, > 0; None if unknown.
         seconds: (T,) float64, the time of each frame from the first one. By default evenly spaced
@@ -55,21 +53,22 @@ class Video:
         Video(20 frames of 48x64, 10 fps)
     """
 
-    frames: NDArray[np.uint8]
-    fps: float | None
-    seconds: NDArray[np.float64] | None = None
-    indices: NDArray[np.int64] | None = None
-
-    def __post_init__(self) -> None:
-        _check_frames(self.frames)
-        count = len(self.frames)
-        if self.fps is not None:
-            check_rate("fps", self.fps)
-            if self.seconds is None:
-                object.__setattr__(self, "seconds", np.arange(count) / self.fps)
-        if self.indices is None:
-            object.__setattr__(self, "indices", np.arange(count))
-        for name, values in (("seconds", self.seconds), ("indices", self.indices)):
+    def __init__(
+        self,
+        frames: NDArray[np.uint8],
+        fps: float | None,
+        seconds: NDArray[np.float64] | None = None,
+        indices: NDArray[np.int64] | None = None,
+    ) -> None:
+        _check_frames(frames)
+        if fps is not None:
+            check_rate("fps", fps)
+        count = len(frames)
+        if seconds is None and fps is not None:
+            seconds = np.arange(count) / fps
+        self.frames, self.fps, self.seconds = frames, fps, seconds
+        self.indices = np.arange(count) if indices is None else indices
+        for name, values in (("seconds", seconds), ("indices", indices)):
             if values is not None and np.shape(values) != (count,):
                 raise ValueError(
                     f"{name} must be ({count},), one value per frame; got {np.shape(values)}."
@@ -185,7 +184,8 @@ def _collect(
     decoded: Iterator[tuple[float | None, Frame]], most: int, frame_size: int | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Return at most `most` frames and their ticks; no second copy of the frames is made."""
-    frames, ticks = np.empty((0, 0, 0, 3), np.uint8), []
+    frames = np.empty((0, 0, 0, 3), np.uint8)
+    ticks: list[float | None] = []
     for tick, frame in decoded:
         image = shrink(frame, frame_size)
         if not ticks:

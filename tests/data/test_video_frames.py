@@ -154,8 +154,13 @@ def test_a_broken_file_is_read_once(tmp_path, monkeypatch):
     av = pytest.importorskip("av")
     path = write_numbered_video(tmp_path / "video.mkv")
     os.truncate(path, path.stat().st_size // 2)
-    opened, real = [], av.open
-    monkeypatch.setattr(av, "open", lambda *args: opened.append(args) or real(*args))
+    opened, open_file = [], av.open
+
+    def count(name: str) -> Any:
+        opened.append(name)
+        return open_file(name)
+
+    monkeypatch.setattr(av, "open", count)
     for _ in range(5):
         with pytest.raises(ValueError, match="it is cut off"):
             VideoFrames(path)
