@@ -56,6 +56,7 @@ class _Episode:
         self.steps = 0
         self.latest: _MeanPrediction | None = None
         self.detector = settings.new_detector()
+        self.start: Settled | None = None  # kept until the first step is settled
         self.histories = {camera: settings.new_history() for camera in start.frames}
         self.streams = {camera: Stream(start.env, number, camera) for camera in start.frames}
         self.append(start.frames)
@@ -153,6 +154,18 @@ class EpisodeTracker:
         """Return the number of the latest episode of `env`, from 0: `Stream.episode`."""
         return self._episodes[env].number
 
+    def steps(self, env: int) -> int:
+        """Return how many steps the latest episode of `env` has made so far."""
+        return self._episodes[env].steps
+
+    def new_starts(self) -> list[Settled]:
+        """Return the settled starts of episodes that have made no step yet.
+
+        A listener that is added after a reset takes these up, and so misses nothing.
+        """
+        starts = (episode.start for episode in self._episodes if episode.running)
+        return [start for start in starts if start is not None]
+
     def reports_success(self, env: int) -> bool:
         """Return whether `env` has ever reported success itself; else `is_success` is ours."""
         return self._episodes[env].reports_success
@@ -206,10 +219,11 @@ class EpisodeTracker:
                 start the next in one go. An episode that starts ends the one that was running.
         """
         flat: list[Clip] = []
-        clips: list[Sequence[Clip]] = []
+        clips_by_event: list[Sequence[Clip]] = []
         episodes, replaced = [], []
         for event in events:
             episode = self._episodes[event.env]
+            clips: Sequence[Clip] = ()
             if isinstance(event, Start):
                 replaced.append(episode)
                 episode = _Episode(
@@ -223,10 +237,12 @@ class EpisodeTracker:
                 episode.running = not (event.terminated or event.truncated)
                 if event.frames is not None:
                     episode.append(event.frames)
+            if event.frames is not None:
+                clips = episode.clips()
+                flat += clips
             episodes.append(episode)
-            clips.append(() if event.frames is None else episode.clips())
-            flat += clips[-1]
-        return Pending(flat, events, clips, episodes, replaced)
+            clips_by_event.append(clips)
+        return Pending(flat, events, clips_by_event, episodes, replaced)
 
     def settle(
         self,
@@ -249,11 +265,15 @@ class EpisodeTracker:
             RewardModelError: an answer that is no prediction, where `on_error` is "raise".
             Exception: `answer`, if it is one, likewise.
         """
-        try:
-            predictions = self._check(pending, answer)
-        except BaseException:
-            self.discard(pending)
-            raise
+        predictions: Sequence[Sequence[Prediction] | None]
+        if pending.clips:
+            try:
+                predictions = self._check(pending, answer)
+            except BaseException:
+                self.discard(pending)
+                raise
+        else:
+            predictions = [()] * len(pending.events)
         for episode in pending.replaced:
             self._release(episode)
         outcomes = []
@@ -265,22 +285,33 @@ class EpisodeTracker:
                 outcomes.append(Outcome(0.0, False, self._begin(episode, mean)))
             else:
                 outcomes.append(self._compute_outcome(event, episode, mean))
-        if self.listeners:
-            numbers = [episode.number for episode in pending.episodes]
-            settled = [
-                Settled(*each)
-                for each in zip(
-                    pending.events,
-                    outcomes,
-                    numbers,
-                    pending.clips_by_event,
-                    predictions,
-                    strict=True,
-                )
-            ]
-            for listener in list(self.listeners):
-                listener(settled, seconds)
+        self._notify(pending, outcomes, predictions, seconds)
         return outcomes
+
+    def _notify(
+        self,
+        pending: Pending,
+        outcomes: Sequence[Outcome],
+        predictions: Sequence[Sequence[Prediction] | None],
+        seconds: float,
+    ) -> None:
+        settled = []
+        for event, outcome, episode, clips, checked in zip(
+            pending.events,
+            outcomes,
+            pending.episodes,
+            pending.clips_by_event,
+            predictions,
+            strict=True,
+        ):
+            starts = isinstance(event, Start)
+            episode.start = None
+            if starts or self.listeners:
+                settled.append(Settled(event, outcome, episode.number, clips, checked))
+            if starts and episode.running:
+                episode.start = settled[-1]
+        for listener in list(self.listeners):
+            listener(settled, seconds)
 
     def discard(self, pending: Pending) -> None:
         """Give up observed events: episodes that began with them have not begun."""
@@ -307,8 +338,6 @@ class EpisodeTracker:
         self, pending: Pending, answer: Sequence[Prediction] | Exception
     ) -> list[Sequence[Prediction] | None]:
         """Return the predictions of each event: none where none was due, None where it failed."""
-        if not pending.clips:
-            return [()] * len(pending.events)
         try:
             if isinstance(answer, Exception):
                 raise answer
@@ -396,6 +425,7 @@ class EpisodeTracker:
     def _release(self, episode: _Episode) -> None:
         """End an episode, and let a model that keeps its streams release them."""
         episode.running = False
+        episode.start = None
         streams, episode.streams, episode.histories = episode.streams, {}, {}
         if isinstance(self.reward_model, ReleasesStreams):
             for stream in streams.values():
@@ -420,7 +450,7 @@ def find_tracker(env: object) -> EpisodeTracker | None:
         env: an environment of Gymnasium or Stable-Baselines3, scalar or vector.
     """
     layers: Iterator[object] = unwrap(env)
-    trackers = (vars(layer).get("tracker") for layer in layers)
+    trackers = (getattr(layer, "__dict__", {}).get("tracker") for layer in layers)
     return next((found for found in trackers if isinstance(found, EpisodeTracker)), None)
 
 
@@ -428,5 +458,5 @@ def unwrap(env: object) -> Iterator[object]:
     """Yield an environment and everything that it wraps, the outermost first."""
     while env is not None:
         yield env
-        inside = vars(env)
+        inside = getattr(env, "__dict__", {})  # an environment's own `env` may be anything
         env = inside.get("env", inside.get("venv"))
