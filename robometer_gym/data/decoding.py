@@ -42,7 +42,7 @@ class FrameTimes:
         ticks: (T,) time of each frame on the file's clock, increasing, T >= 1.
         slack: ticks by which a time may be wrong: those computed from a header are rounded.
         tick: seconds per tick.
-        fps: frames per second on average; None if unknown.
+        fps: frames per second on average; None for a single frame of unknown rate.
     """
 
     ticks: NDArray[np.float64]
@@ -96,8 +96,10 @@ def _cached_frame_times(path: Path, size: int, modified: int) -> FrameTimes | st
             from_header = _times_from_header(container, stream, size)
             ticks = _times_from_packets(container, stream) if from_header is None else from_header
             slack = float(np.diff(ticks).min()) / 4 if len(ticks) > 1 else 0.0
-            rate = stream.average_rate
-            return FrameTimes(ticks, slack, stream.time_base, float(rate) if rate else None)
+            rate = float(stream.average_rate) if stream.average_rate else None
+            if rate is None and ticks[-1] > ticks[0]:
+                rate = float((len(ticks) - 1) / ((ticks[-1] - ticks[0]) * float(stream.time_base)))
+            return FrameTimes(ticks, slack, stream.time_base, rate)
     except ValueError as error:
         return str(error)
 
@@ -155,8 +157,7 @@ def count_packets(path: Path) -> tuple[int, float | None]:
 def decode_all(path: Path) -> Iterator[tuple[float | None, Frame]]:
     """Yield all frames in order, each with its time in ticks, None if it has none."""
     with _open(path) as (container, stream):
-        for frame in _refuse_corrupt(container.decode(stream)):
-            yield frame.pts, _to_rgb(frame)
+        yield from _to_rgb(_refuse_corrupt(container.decode(stream)))
 
 
 def decode_at(
@@ -165,13 +166,17 @@ def decode_at(
     """Yield the frames at `ticks`, which increase; each may be off by `slack`."""
     with _open(path) as (container, stream):
         frames = _decode_from(container, stream, ticks[0] + slack)
-        for time in ticks:
-            frame = next((frame for frame in frames if frame.pts >= time - slack), None)
-            if frame is None:
-                raise ValueError("it is cut off: it ends before the last requested frame.")
-            if frame.pts > time + slack:
-                raise ValueError("a frame is missing in it. Copy it again, or re-encode it.")
-            yield frame.pts, _to_rgb(frame)
+        yield from _to_rgb(_pick(frames, ticks, slack))
+
+
+def _pick(frames: Iterator[Any], ticks: NDArray[np.float64], slack: float) -> Iterator[Any]:
+    for time in ticks:
+        frame = next((frame for frame in frames if frame.pts >= time - slack), None)
+        if frame is None:
+            raise ValueError("it is cut off: it ends before the last requested frame.")
+        if frame.pts > time + slack:
+            raise ValueError("a frame is missing in it. Copy it again, or re-encode it.")
+        yield frame
 
 
 @contextmanager
@@ -227,14 +232,23 @@ def _refuse_corrupt(frames: Iterator[Any], timed: bool = False) -> Iterator[Any]
         yield frame
 
 
-def _to_rgb(frame: Any) -> Frame:
-    """Return a frame as (H, W, 3) uint8 RGB, turned and mirrored as players show it."""
-    image: Frame = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image
-    # A pixel at (x, y) is shown at (a * x + c * y, b * x + d * y), each of a to d being -1, 0 or 1.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        image, a, d = image.transpose(1, 0, 2), c, b
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+def _to_rgb(frames: Iterator[Any]) -> Iterator[tuple[float | None, Frame]]:
+    """Yield the time and the (H, W, 3) uint8 RGB of frames, turned and mirrored as players do."""
+    rotation, matrix = None, (1, 0, 0, 1)
+    for frame in frames:
+        if frame.rotation != rotation:  # once: `side_data` keeps its frame in memory
+            rotation, matrix = frame.rotation, _read_display_matrix(frame)
+        # A pixel at (x, y) is shown at (a * x + c * y, b * x + d * y), in units of 2**16.
+        a, b, c, d = matrix
+        image: Frame = frame.to_ndarray(format="rgb24")
+        if abs(b) > abs(a):
+            image, a, d = image.transpose(1, 0, 2), c, b
+        yield frame.pts, image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _read_display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    return a, b, c, d

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +40,9 @@ class Video:
 
     Args:
         frames: (T, H, W, 3) uint8 RGB in [0, 255], oldest first, T >= 1.
-        fps: frames per second of these frames, > 0; None if unknown.
-        seconds: (T,) float64, the time of each frame from the first one. By default evenly spaced
-            at `fps`; None if that is unknown.
+        fps: frames per second of the file, > 0, by which `indices` count; None if unknown.
+        seconds: (T,) float64, the time of each frame from the first one. By default `indices` at
+            `fps`; None if that is unknown.
         indices: (T,) int64, the number of each frame in its file, increasing. By default 0, 1, ...
 
     Raises:
@@ -64,11 +64,10 @@ class Video:
         if fps is not None:
             check_rate("fps", fps)
         count = len(frames)
-        if seconds is None and fps is not None:
-            seconds = np.arange(count) / fps
-        self.frames, self.fps, self.seconds = frames, fps, seconds
+        self.frames, self.fps = frames, fps
         self.indices = np.arange(count) if indices is None else indices
-        for name, values in (("seconds", seconds), ("indices", indices)):
+        self.seconds = self.indices / fps if seconds is None and fps is not None else seconds
+        for name, values in (("indices", self.indices), ("seconds", self.seconds)):
             if values is not None and np.shape(values) != (count,):
                 raise ValueError(
                     f"{name} must be ({count},), one value per frame; got {np.shape(values)}."
@@ -91,7 +90,8 @@ class Video:
                 f"fps={fps:g} needs the video's own rate, which is unknown. Leave fps out to "
                 "take all frames, or save them as np.savez(path, frames=frames, fps=10)."
             )
-        return _sample(self.seconds, self.fps, fps)
+        share = len(self.frames) / float(self.indices[-1] - self.indices[0] + 1)
+        return _sample(self.seconds, self.fps * share, fps)
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
@@ -161,11 +161,9 @@ def _read_with_times(path: Path, fps: float | None, frame_size: int | None) -> V
     if fps is None:
         decoded = decode_all(path)
     else:
-        if rate is None:
-            raise ValueError("its rate is unknown. Leave fps out.")
-        indices = np.array(_sample(times.seconds, rate, fps), np.int64)
+        positions = [0] if rate is None else _sample(times.seconds, rate, fps)
+        indices = np.array(positions, np.int64)
         decoded = decode_at(path, times.ticks[indices], times.slack)
-        rate *= len(indices) / total
     frames, ticks = _collect(decoded, total if indices is None else len(indices), frame_size)
     return Video(frames, rate, (ticks - ticks[0]) * float(times.tick), indices)
 
@@ -175,9 +173,7 @@ def _take(video: Video, fps: float | None) -> Video:
     if fps is None:
         return video
     indices = np.array(video.sample(fps), np.int64)
-    rate = cast(float, video.fps) * len(indices) / len(video.frames)
-    seconds = cast(NDArray[np.float64], video.seconds)
-    return Video(video.frames[indices], rate, seconds[indices], indices)
+    return Video(video.frames[indices], video.fps, None, indices)
 
 
 def _collect(
@@ -265,15 +261,16 @@ def write_video(
     images = np.asarray(frames)
     _check_frames(images)
     height, width = images.shape[1:3]
-    images = np.pad(images, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    padding = ((0, height % 2), (0, width % 2), (0, 0))
     av = import_av("Writing")
     with av.open(str(path), "w") as container:
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-        stream.height, stream.width = images.shape[1:3]
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         for image in images:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            padded = np.ascontiguousarray(np.pad(image, padding, mode="edge"))
+            frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

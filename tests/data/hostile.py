@@ -9,7 +9,6 @@ a hanging or killed one is a failed test.
 import io
 import json
 import logging
-import resource
 import shutil
 import struct
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 
 from robometer_gym.data import VideoFrames, read_episodes, read_lerobot, read_video, write_video
 from tests.data.videos import moving_square
+from tests.memory import peak_bytes
 
 
 class Case(NamedTuple):
@@ -336,8 +336,7 @@ def run(group: str, folder: Path) -> dict[str, Any]:
                 failures.append(f"{case.name}: was not skipped: {error}"[:300])
         except BaseException as error:
             failures.append(f"{case.name}: {type(error).__name__} {error}"[:300])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"cases": cases, "failures": failures, "peak": peak}
+    return {"cases": cases, "failures": failures, "peak": peak_bytes()}
 
 
 if __name__ == "__main__":

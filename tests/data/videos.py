@@ -101,6 +101,7 @@ class FakeContainer:
                 pts=number + self.late * (number > 0) if self.timed else None,
                 is_corrupt=self.corrupt,
                 side_data={},
+                rotation=0,
                 to_ndarray=lambda format, image=image: image,
             )
 
