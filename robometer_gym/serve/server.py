@@ -13,8 +13,8 @@ from typing import cast
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from robometer_gym.models.http_client import TOKEN_VARIABLE, check_token
 from robometer_gym.models.loading import LazyRewardModel
-from robometer_gym.models.remote import TOKEN_VARIABLE, check_token
 from robometer_gym.serve.app import RewardServer
 from robometer_gym.serve.limits import Limits
 
