@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from robometer_gym.models.wire import CONTENT_TYPE, PROTOCOL, PROTOCOL_HEADER, SESSION_HEADER
 from robometer_gym.reward_model import RewardModelError
 
-__all__ = ["TOKEN_VARIABLE", "HTTPClient", "Response", "check_token"]
+__all__ = ["TOKEN_VARIABLE", "Deadline", "HTTPClient", "Response", "check_token"]
 
 TOKEN_VARIABLE = "ROBOMETER_GYM_TOKEN"
 
@@ -41,6 +41,23 @@ class Response(NamedTuple):
 
     status: int
     values: dict[str, Any]
+
+
+class Deadline:
+    """A point in time, some seconds from now.
+
+    Args:
+        seconds: from now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until then; negative afterwards."""
+        return self._end - time.monotonic()
 
 
 class HTTPClient:
@@ -71,7 +88,7 @@ class HTTPClient:
         self.reachable = True
         """Whether the latest exchange succeeded."""
 
-    def send(self, path: str, body: bytes | None, session: str, deadline: float) -> Response:
+    def send(self, path: str, body: bytes | None, session: str, deadline: Deadline) -> Response:
         """Send a request until it is accepted: again after connection errors, 429 and 503.
 
         Every request may be repeated: it names its frames, and a prediction changes nothing.
@@ -80,7 +97,7 @@ class HTTPClient:
             path: of the request.
             body: None for a GET.
             session: requests with the same session reach the same replica.
-            deadline: when to give up, on the clock of `time.monotonic`.
+            deadline: when to give up.
 
         Returns:
             A response of status 200 or 409.
@@ -88,7 +105,7 @@ class HTTPClient:
         Raises:
             RewardModelError: no such response.
         """
-        started, tries, wait = time.monotonic(), 0, _FIRST_WAIT
+        tries, wait = 0, _FIRST_WAIT
         while True:
             tries += 1
             retry_after = 0.0
@@ -103,10 +120,10 @@ class HTTPClient:
                 self.close()  # the other connections have probably failed as well
                 failure = f"{type(error).__name__}: {error}"
             self.reachable = False
-            remaining = deadline - time.monotonic()
+            remaining = deadline.remaining
             if remaining < _FIRST_WAIT or retry_after > remaining:
                 raise RewardModelError(
-                    f"{self.url} gave no prediction within {deadline - started:.3g} s "
+                    f"{self.url} gave no prediction within {deadline.seconds:g} s "
                     f"({tries} tries); the last failure was {failure}. Is the server running, and "
                     "fast enough?"
                 )
@@ -115,7 +132,7 @@ class HTTPClient:
             wait = min(2 * wait, _LAST_WAIT)
 
     def exchange(
-        self, path: str, body: bytes | None, session: str, deadline: float
+        self, path: str, body: bytes | None, session: str, deadline: Deadline
     ) -> tuple[Response, float]:
         """Send a request once; return the response and its Retry-After in seconds.
 
@@ -127,7 +144,7 @@ class HTTPClient:
             connection = self._idle.pop() if self._idle else None
         connection = connection or self._new_connection()
         try:
-            remaining = deadline - time.monotonic()
+            remaining = deadline.remaining
             if remaining <= 0:
                 raise TimeoutError("timed out")
             connection.timeout = remaining

@@ -41,8 +41,8 @@ _loading = Lock()
 class LoadingOptions(TypedDict, total=False):
     """How to load a name.
 
-    `token` and `timeout` are those of `RemoteRewardModel`, for a URL; all others those of
-    `RobometerRewardModel.from_pretrained`, for a checkpoint.
+    `token`, `timeout` and `lossy_jpeg_quality` are those of `RemoteRewardModel`, for a URL; all
+    others those of `RobometerRewardModel.from_pretrained`, for a checkpoint.
     """
 
     revision: str | None
@@ -55,6 +55,7 @@ class LoadingOptions(TypedDict, total=False):
     local_files_only: bool
     token: str | None
     timeout: float
+    lossy_jpeg_quality: int | None
 
 
 def is_name(reward_model: RewardModelLike) -> TypeIs[str | os.PathLike[str]]:
@@ -193,7 +194,7 @@ def _load_checkpoint(name: str, **options: Any) -> RewardModel:
     return RobometerRewardModel.from_pretrained(name, **options)
 
 
-_REMOTE_OPTIONS = frozenset({"token", "timeout"})
+_REMOTE_OPTIONS = frozenset({"token", "timeout", "lossy_jpeg_quality"})
 _KINDS = (
     _Kind(("http://", "https://"), _REMOTE_OPTIONS, _load_remote),
     _Kind(("",), frozenset(LoadingOptions.__annotations__) - _REMOTE_OPTIONS, _load_checkpoint),

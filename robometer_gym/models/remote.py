@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import time
 import uuid
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from robometer_gym.models.http_client import HTTPClient, Response
+from robometer_gym.models.http_client import Deadline, HTTPClient, Response
 from robometer_gym.models.wire import FrameKey, RequestBuilder, decode_predictions, touch
 from robometer_gym.reward_model import Clip, Prediction, RewardModelError
 
@@ -86,7 +85,7 @@ class RemoteRewardModel:
         """
         if not clips:
             return []
-        deadline = time.monotonic() + self._timeout
+        deadline = Deadline(self._timeout)
         state = self._state()
         groups = self._split(state, clips, deadline)
         if len(groups) == 1:
@@ -110,7 +109,7 @@ class RemoteRewardModel:
         Raises:
             RewardModelError: no response within the timeout, or a server that refuses.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = Deadline(self._timeout)
         state = self._state()
         builder = RequestBuilder(self._timeout, self._jpeg_quality)
         for clip in (a, b):
@@ -132,7 +131,7 @@ class RemoteRewardModel:
         released = state.remove(stream)
         if released is None or not state.http.reachable:
             return
-        deadline = time.monotonic() + min(self._timeout, _RELEASE_SECONDS)
+        deadline = Deadline(min(self._timeout, _RELEASE_SECONDS))
         session = state.session(released.number % (state.sessions or 1))
         try:
             state.http.exchange(
@@ -148,7 +147,7 @@ class RemoteRewardModel:
             RewardModelError: no response within the timeout, or a server that refuses.
         """
         state = self._state()
-        deadline = time.monotonic() + self._timeout
+        deadline = Deadline(self._timeout)
         return state.http.send("/info", None, state.session(0), deadline).values
 
     def close(self) -> None:
@@ -177,7 +176,7 @@ class RemoteRewardModel:
         return self._process_state
 
     def _split(
-        self, state: _ProcessState, clips: Sequence[Clip], deadline: float
+        self, state: _ProcessState, clips: Sequence[Clip], deadline: Deadline
     ) -> dict[int, list[int]]:
         """Return the numbers of the clips of each session; one stream stays in one session."""
         if state.sessions is None:  # a request without a body: access and version are checked first
@@ -190,7 +189,7 @@ class RemoteRewardModel:
         return groups
 
     def _predict_session(
-        self, state: _ProcessState, session: int, clips: Sequence[Clip], deadline: float
+        self, state: _ProcessState, session: int, clips: Sequence[Clip], deadline: Deadline
     ) -> list[Prediction]:
         """Predict clips of one session, in as many requests as needed."""
         predictions: list[Prediction] = []
@@ -199,7 +198,7 @@ class RemoteRewardModel:
             rest = clips[len(predictions) :]
             if complete := refusals == 2:  # the server has evicted even those sent just now
                 rest = rest[:1]
-            builder = RequestBuilder(max(deadline - time.monotonic(), 1e-3), self._jpeg_quality)
+            builder = RequestBuilder(max(deadline.remaining, 1e-3), self._jpeg_quality)
             streams = _add_clips(state, builder, rest, complete)
             try:
                 response = state.http.send(

@@ -214,6 +214,8 @@ def _kill(pid: int) -> None:
 
 def _main() -> None:
     options = json.loads(sys.argv[1])
+    if options["model"]:
+        import robometer_gym.models.robometer.predictor  # noqa: F401 - not again in each server
     pid, url = _fork(options, 0)
     print(pid, url, flush=True)
     for line in sys.stdin:

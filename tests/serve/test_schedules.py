@@ -59,7 +59,13 @@ def run_clients(
     threads = [threading.Thread(target=run, args=(client,)) for client in range(clients)]
     for thread in threads:
         thread.start()
-    meanwhile(lambda: sum(done))
+
+    def count() -> int:
+        if errors:
+            raise errors[0]
+        return sum(done)
+
+    meanwhile(count)
     for thread in threads:
         thread.join()
     for remote in shared:
