@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Both make .venv first.
+# `make demo` and `make test` create .venv on their first run.
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := sb3,video,train,robots,dev
@@ -26,7 +26,7 @@ bench: .venv/installed
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# torch and its CUDA libraries are about 6 GB: the first time takes some minutes.
+# Downloads torch and its CUDA libraries, about 6 GB.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --progress-bar on -e '.[$(EXTRAS)]'

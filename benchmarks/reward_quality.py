@@ -37,7 +37,7 @@ import numpy as np
 
 from robometer_gym import Clip, Prediction, RewardModel
 from robometer_gym.data import Episode
-from robometer_gym.envs.scripted_episodes import KINDS, make_attempt
+from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.envs.tabletop import TASKS
 from robometer_gym.evaluation import (
     detection,
@@ -49,7 +49,7 @@ from robometer_gym.evaluation import (
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.training import Sampler, SamplingSettings
-from robometer_gym.training.augmentation import Pair
+from robometer_gym.training.sampler import PreferencePair
 
 FIRST_SEED = 1_000_000
 REST = 10
@@ -100,16 +100,19 @@ def measure(model: Any, attempts: int) -> dict[str, float]:
     """Return every figure of one model."""
     seeds = range(FIRST_SEED, FIRST_SEED + attempts)
     made = {
-        kind: [make_attempt(kind, seed, rest=REST if kind == "expert" else 0) for seed in seeds]
-        for kind in KINDS
+        kind: [
+            make_scripted_episode(kind, seed, rest=REST if kind == "expert" else 0)
+            for seed in seeds
+        ]
+        for kind in SCRIPTS
     }
-    scored = {kind: [score(model, episode) for episode in made[kind]] for kind in KINDS}
+    scored = {kind: [score(model, episode) for episode in made[kind]] for kind in SCRIPTS}
     done = [round(episode.cutoff * len(episode)) for episode in made["expert"]]
     order = [
         value_order_correlation(said.progress[:end])
         for said, end in zip(scored["expert"], done, strict=True)
     ]
-    final = {kind: [float(said.progress[-1]) for said in scored[kind]] for kind in KINDS}
+    final = {kind: [float(said.progress[-1]) for said in scored[kind]] for kind in SCRIPTS}
     wrong = [
         float(score(model, episode, task).progress[end - 1])
         for episode, end in zip(made["expert"], done, strict=True)
@@ -120,11 +123,11 @@ def measure(model: Any, attempts: int) -> dict[str, float]:
     for task in TASKS:
         of = {
             kind: [f for f, e in zip(final[kind], made[kind], strict=True) if e.task == task]
-            for kind in KINDS
+            for kind in SCRIPTS
         }
         failed = of["wanders"] + of["wrong_block"]
         ranking.append(policy_ranking([failed, of["stops"] + of["misses"], of["expert"]]))
-    pairs, better = draw_pairs([e for kind in KINDS for e in made[kind]], 4 * attempts)
+    pairs, better = draw_pairs([e for kind in SCRIPTS for e in made[kind]], 4 * attempts)
     return {
         "order": float(np.mean(order)),
         "ranking": float(np.mean(ranking)),
@@ -144,7 +147,7 @@ def success_figures(
 ) -> dict[str, float]:
     """Return the F1s of success, and what they are made of."""
     said_frames, true_frames, said_episodes, true_episodes = [], [], [], []
-    for kind in KINDS:
+    for kind in SCRIPTS:
         for episode, said in zip(made[kind], scored[kind], strict=True):
             true = np.zeros(len(episode), bool)
             if kind == "expert":
@@ -170,7 +173,7 @@ def draw_pairs(
     """Draw comparisons of every kind that the model is trained on."""
     sampler, rng = Sampler(episodes, SamplingSettings()), np.random.default_rng(FIRST_SEED)
     drawn = [sampler.draw(rng) for _ in range(count)]
-    pairs = [pair for pair in drawn if isinstance(pair, Pair)]
+    pairs = [pair for pair in drawn if isinstance(pair, PreferencePair)]
     return [(p.a.clip, p.b.clip) for p in pairs], [p.a_is_better for p in pairs]
 
 

@@ -1,6 +1,6 @@
 """Public test doubles: a scripted model, an env that counts, and the contract of a reward model.
 
-With these a test states exactly which frames reached the model and what was paid for them, with
+With these a test states exactly which frames reached the model and which rewards came back, with
 no network, no GPU and no download. Knows nothing of torch.
 """
 
@@ -18,21 +18,21 @@ from robometer_gym.reward_model import Clip, Frame, Prediction, RewardModel, che
 
 __all__ = ["CountingEnv", "ScriptedRewardModel", "check_reward_model"]
 
-Answer = float | Exception
-Script = Sequence[Answer] | NDArray[Any] | Callable[[Clip], float]
+Value = float | Exception
+Script = Sequence[Value] | NDArray[Any] | Callable[[Clip], float]
 
 
 class ScriptedRewardModel:
-    """A reward model that answers from a script and remembers what it was asked.
+    """A reward model that predicts from a script and records the clips that it gets.
 
     Args:
-        progress: the answers in the order in which clips are asked about, or a function of the
-            clip. Every frame of a clip gets the same value. An exception in the list is raised
-            when its turn comes.
-        success: likewise, the success probabilities; one number serves for all.
+        progress: one value per clip, in the order of the clips; or a function of the clip; or one
+            number for all clips. Every frame of a clip gets the same value. An exception in the
+            list is raised for its clip.
+        success: likewise, the success probabilities.
 
     Attributes:
-        clips: every clip asked about, in order.
+        clips: every clip that was passed to `predict`, in order.
         batches: how many clips each call of `predict` had.
         released: every stream that was released, in order.
 
@@ -53,38 +53,37 @@ class ScriptedRewardModel:
         self.released: list[Hashable] = []
 
     def predict(self, clips: Sequence[Clip]) -> list[Prediction]:
-        """Answer from the script.
+        """Return one prediction per clip, from the script.
 
         Raises:
-            IndexError: the script has fewer answers than clips were asked about.
-            Exception: whatever the script holds at this place.
+            IndexError: the script has fewer values than there were clips.
+            Exception: the exception that the script holds for a clip.
         """
         self.batches.append(len(clips))
-        return [self._answer(clip) for clip in clips]
+        return [self._predict_clip(clip) for clip in clips]
 
     def release(self, stream: Hashable) -> None:
-        """Remember that `stream` has ended."""
+        """Record that `stream` has ended."""
         self.released.append(stream)
 
-    def _answer(self, clip: Clip) -> Prediction:
-        asked = len(self.clips)
+    def _predict_clip(self, clip: Clip) -> Prediction:
+        index = len(self.clips)
         self.clips.append(clip)
         values = {}
         for name, script in self._scripts.items():
             if callable(script):
-                answer: Answer = script(clip)
+                value: Value = script(clip)
             elif isinstance(script, Sequence | np.ndarray):
-                if asked >= len(script):
+                if index >= len(script):
                     raise IndexError(
-                        f"The script has {len(script)} answers for {name}; "
-                        f"this is question {asked + 1}."
+                        f"The script has {len(script)} values for {name}; this is clip {index + 1}."
                     )
-                answer = script[asked]
+                value = script[index]
             else:
-                answer = script
-            if isinstance(answer, Exception):
-                raise answer
-            values[name] = np.full(len(clip), answer, np.float32)
+                value = script
+            if isinstance(value, Exception):
+                raise value
+            values[name] = np.full(len(clip), value, np.float32)
         return Prediction(**values)
 
 
@@ -92,14 +91,13 @@ End = Literal["terminated", "truncated"]
 
 
 class CountingEnv(gym.Env[Any, Any]):
-    """An environment whose every frame says which episode and step it shows.
+    """An environment whose every frame encodes the episode and step that it shows.
 
-    The action does nothing. The env's own reward at step k is k, its observation is k, and its
-    frames are of one colour, from which `CountingEnv.read` gets the numbers back, also after a
-    resize.
+    The action does nothing. The env's own reward at step k is k, its observation is k, and each
+    frame is of one color, which `CountingEnv.read` decodes, also after a resize.
 
     Args:
-        lengths: steps of each episode; the list is gone through again and again.
+        lengths: steps of each episode; the list repeats.
         ends: how each episode ends, likewise.
         size: (height, width) of the frames.
         cameras: names of further image observations; with any, the observation is a dict
@@ -139,14 +137,14 @@ class CountingEnv(gym.Env[Any, Any]):
             else number
         )
         self.renders = 0
-        """How many times `render` was called: frames cost time, so tests count them."""
+        """Number of calls of `render`: frames cost time, so tests count them."""
         self.episode = -1
         self.steps = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin the next episode; `info["options"]` holds the options as they came."""
+        """Start the next episode; `info["options"]` holds the options."""
         super().reset(seed=seed)
         self.episode += 1
         self.steps = 0
@@ -169,30 +167,30 @@ class CountingEnv(gym.Env[Any, Any]):
         )
 
     def render(self) -> Frame | None:
-        """Paint camera 0: (H, W, 3) uint8, or None without a render mode."""
+        """Return the frame of camera 0: (H, W, 3) uint8, or None without a render mode."""
         if self.render_mode is None:
             return None
         self.renders += 1
-        return self._paint(0)
+        return self._paint_frame(0)
 
     @staticmethod
     def read(frame: NDArray[np.uint8]) -> dict[str, int]:
-        """Get back what a frame (H, W, 3) says: camera (0 is render), episode (mod 15) and step."""
+        """Decode a frame (H, W, 3): camera (0 is render), episode (modulo 15) and step."""
         red, green, blue = (int(value) for value in frame[0, 0])
         if not (frame == frame[0, 0]).all():
-            raise ValueError("This frame is not of one colour: it was mixed from several frames.")
+            raise ValueError("This frame is not of one color: it was mixed from several frames.")
         camera, episode = divmod(red - 1, 15)
         return {"camera": camera, "episode": episode, "step": green * 256 + blue}
 
-    def _paint(self, camera: int) -> Frame:
-        colour = (1 + self.episode % 15 + 15 * camera, self.steps // 256 % 256, self.steps % 256)
-        return np.full((*self.size, 3), colour, np.uint8)
+    def _paint_frame(self, camera: int) -> Frame:
+        color = (1 + self.episode % 15 + 15 * camera, self.steps // 256 % 256, self.steps % 256)
+        return np.full((*self.size, 3), color, np.uint8)
 
     def _observation(self) -> Any:
         number = np.array([self.steps], np.float32)
         if not self.cameras:
             return number
-        views = {name: self._paint(camera) for camera, name in zip(count(1), self.cameras)}
+        views = {name: self._paint_frame(camera) for camera, name in zip(count(1), self.cameras)}
         return {"count": number, **views}
 
     def _of_episode(self, values: Sequence[Any]) -> Any:
@@ -202,17 +200,17 @@ class CountingEnv(gym.Env[Any, Any]):
 def check_reward_model(model: RewardModel, *, tolerance: float = 1e-4) -> None:
     """Raise unless `model` keeps the contract of `RewardModel`.
 
-    Asks for ragged batches (several lengths, sizes and tasks), and checks shapes, dtypes and
-    ranges; that a batch equals its clips one by one; that the last frame's answer does not depend
-    on whether frames come with a stream; and that no clip is changed.
+    Predicts ragged batches (several lengths, sizes and tasks), and checks shapes, dtypes and
+    ranges; that a batch equals its clips one by one; that predictions do not depend on whether
+    frames come with a stream; and that no clip is changed.
 
     Args:
         model: the model under test.
         tolerance: largest allowed difference between a batch and its clips one by one.
 
     Raises:
-        RewardModelError: an answer that cannot be a prediction.
-        AssertionError: answers that disagree, or a clip that was changed.
+        RewardModelError: a result that is not a prediction.
+        AssertionError: predictions that disagree, or a clip that was changed.
 
     Example:
         >>> check_reward_model(ScriptedRewardModel(progress=0.3))
@@ -236,13 +234,12 @@ def check_reward_model(model: RewardModel, *, tolerance: float = 1e-4) -> None:
     unnamed = [Clip(clip.frames, clip.task) for clip in clips]
     anonymous = check_predictions(unnamed, model.predict(unnamed))
     for index, clip_ in enumerate(clips):
-        for other, what in ((alone, "alone"), (anonymous, "without a stream")):
+        for other, how in ((alone, "alone"), (anonymous, "without a stream")):
             for name in ("progress", "success"):
                 mine, its = getattr(together[index], name), getattr(other[index], name)
                 if not np.allclose(mine, its, rtol=0, atol=tolerance):
                     raise AssertionError(
-                        f"{name} of {clip_} is {mine.tolist()} in a batch "
-                        f"and {its.tolist()} {what}."
+                        f"{name} of {clip_} is {mine.tolist()} in a batch and {its.tolist()} {how}."
                     )
         now = np.stack(clip_.images)
         if not (np.array_equal(now, before[index]) and np.array_equal(clip_.frames, now)):

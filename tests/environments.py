@@ -20,7 +20,7 @@ Report = Literal["never", "always", "at the end", "late", "as success"]
 
 
 class Life(NamedTuple):
-    """What happens to one `DiceEnv`: steps and end of each episode, and how it tells success."""
+    """The course of one `DiceEnv`: length and end of each episode, and its reports of success."""
 
     lengths: Sequence[int] = (5,)
     ends: Sequence[End] = ("terminated",)
@@ -30,8 +30,8 @@ class Life(NamedTuple):
 class DiceEnv(gym.Env[Any, Any]):
     """Every step and every reset rolls the environment's own dice, so a stray one shows for ever.
 
-    Frames say which environment, episode and step they show, and which camera. `info` says what
-    the environment meant, for an oracle that does not trust the wrappers.
+    Frames encode their environment, episode and step, and the camera. `info` has the
+    environment's own outcome, for an oracle that does not trust the wrappers.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as in gym.Env
@@ -48,7 +48,7 @@ class DiceEnv(gym.Env[Any, Any]):
         self.live([Life()] * (number + 1))
 
     def live(self, lives: Sequence[Life]) -> None:
-        """Begin anew, with that life of `lives` which has this environment's number."""
+        """Start again, with that life of `lives` which has this environment's number."""
         self.life = lives[self.number]
         self.episode = -1
         self.steps = 0
@@ -82,23 +82,23 @@ class DiceEnv(gym.Env[Any, Any]):
         return self._observation(roll), reward, terminated, truncated, info | success
 
     def _success(self, over: bool) -> dict[str, bool]:
-        """What the environment says of its success at this step, if anything."""
+        """Return the environment's report of success at this step, if it makes one."""
         key = "success" if self.life.report == "as success" else "is_success"
-        tells = {
+        reports = {
             "never": False,
             "always": True,
             "as success": True,
             "at the end": over,
             "late": over and self.episode > 0,
         }
-        return {key: over and self.episode % 2 == 0} if tells[self.life.report] else {}
+        return {key: over and self.episode % 2 == 0} if reports[self.life.report] else {}
 
     def render(self) -> Any:
         return self._paint(0)
 
     def _paint(self, camera: int) -> Any:
-        colour = (1 + self.number + 100 * camera, self.episode % 256, self.steps)
-        return np.full((4, 5, 3), colour, np.uint8)
+        color = (1 + self.number + 100 * camera, self.episode % 256, self.steps)
+        return np.full((4, 5, 3), color, np.uint8)
 
     def _observation(self, roll: float) -> Any:
         numbers = np.array([self.episode, self.steps, roll])
@@ -108,7 +108,7 @@ class DiceEnv(gym.Env[Any, Any]):
 
 
 def read(frame: Any) -> tuple[str, int, int, int]:
-    """Which camera, environment, episode and step a frame of `DiceEnv` shows."""
+    """Return camera, environment, episode and step of a frame of `DiceEnv`."""
     pixels = frame.tobytes()
     assert pixels == pixels[:3] * (len(pixels) // 3), "mixed from several frames"
     red, episode, step = pixels[:3]
@@ -141,9 +141,9 @@ class Trouble(CountingEnv):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        answer = super().reset(**kwargs)
+        result = super().reset(**kwargs)
         self._happen()
-        return answer
+        return result
 
     def step(self, action: Any) -> Any:
         observation, reward, *rest = super().step(action)

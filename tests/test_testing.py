@@ -1,4 +1,4 @@
-"""The public test doubles: a test that trusts them must not be misled."""
+"""The public test doubles: scripted model, counting env and the contract check."""
 
 import gymnasium as gym
 import numpy as np
@@ -11,17 +11,17 @@ from robometer_gym.testing import CountingEnv, ScriptedRewardModel, check_reward
 
 
 def clip(length: int = 2, value: int = 1) -> Clip:
-    """A clip of one colour."""
+    """Return a clip of one color."""
     return Clip(np.full((length, 4, 4, 3), value, np.uint8), "stack the cups")
 
 
 def last(predictions: list[Prediction]) -> list[tuple[float, float]]:
-    """Progress and success of now, for each answer."""
+    """Return the newest progress and success of each prediction."""
     return [(float(p.progress[-1]), float(p.success[-1])) for p in predictions]
 
 
-def test_a_script_is_answered_in_the_order_of_the_clips():
-    """A test that says "first 0.25, then 0.75" would check something else."""
+def test_a_script_is_used_in_the_order_of_the_clips():
+    """A test that expects 0.25 and then 0.75 would check something else."""
     model = ScriptedRewardModel(progress=[0.25, 0.75, 1.0], success=[0.0, 0.5, 1.0])
     first, second, third = clip(2), clip(1), clip(3)
     assert last(model.predict([first, second])) == [(0.25, 0.0), (0.75, 0.5)]
@@ -32,37 +32,37 @@ def test_a_script_is_answered_in_the_order_of_the_clips():
 
 def test_every_frame_gets_the_scripted_value():
     """Shapes would not be those of a real model."""
-    (answer,) = ScriptedRewardModel(progress=0.25, success=0.5).predict([clip(3)])
-    np.testing.assert_array_equal(answer.progress, np.full(3, 0.25, np.float32))
-    np.testing.assert_array_equal(answer.success, np.full(3, 0.5, np.float32))
-    assert answer.progress.dtype == answer.success.dtype == np.float32
+    (prediction,) = ScriptedRewardModel(progress=0.25, success=0.5).predict([clip(3)])
+    np.testing.assert_array_equal(prediction.progress, np.full(3, 0.25, np.float32))
+    np.testing.assert_array_equal(prediction.success, np.full(3, 0.5, np.float32))
+    assert prediction.progress.dtype == prediction.success.dtype == np.float32
 
 
 def test_a_script_may_be_a_function_of_the_clip():
-    """A script could not depend on what the model is shown."""
+    """A script could not depend on the frames that reach the model."""
     model = ScriptedRewardModel(progress=lambda c: c.images[-1][0, 0, 0] / 4, success=len)
     assert last(model.predict([clip(1, 1), clip(1, 3)])) == [(0.25, 1.0), (0.75, 1.0)]
 
 
-def test_a_script_that_has_run_out_says_so():
+def test_a_script_that_is_too_short_raises():
     """A wrapper that predicts once too often would go unnoticed."""
     model = ScriptedRewardModel(progress=[0.5])
     model.predict([clip()])
-    message = "The script has 1 answers for progress; this is question 2."
+    message = "The script has 1 values for progress; this is clip 2."
     with pytest.raises(IndexError, match=message):
         model.predict([clip()])
 
 
-def test_an_exception_in_a_script_is_raised_in_its_turn():
-    """Failures of a model could not be rehearsed."""
-    model = ScriptedRewardModel(progress=[0.25, TimeoutError("no answer"), 0.75])
+def test_an_exception_in_a_script_is_raised_for_its_clip():
+    """Failures of a model could not be tested."""
+    model = ScriptedRewardModel(progress=[0.25, TimeoutError("no response"), 0.75])
     model.predict([clip()])
-    with pytest.raises(TimeoutError, match="no answer"):
+    with pytest.raises(TimeoutError, match="no response"):
         model.predict([clip()])
     assert last(model.predict([clip()])) == [(0.75, 0.0)]
 
 
-def test_released_streams_are_remembered():
+def test_released_streams_are_recorded():
     """A test could not see that a wrapper forgets to release."""
     model = ScriptedRewardModel()
     model.release("a")
@@ -71,7 +71,7 @@ def test_released_streams_are_remembered():
 
 
 @pytest.mark.parametrize("size", [(24, 32), (12, 16), (240, 320), (7, 300)])
-def test_a_frame_says_its_step_also_after_a_resize(size):
+def test_a_frame_encodes_its_step_also_after_a_resize(size):
     """Tests that shrink frames would read wrong steps, and pass or fail for no reason."""
     env = CountingEnv(lengths=[1000])
     env.reset()
@@ -82,8 +82,8 @@ def test_a_frame_says_its_step_also_after_a_resize(size):
             frame = env.render()
             assert frame is not None
             resized = Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC)
-            told = CountingEnv.read(np.asarray(resized))
-            assert told == {"camera": 0, "episode": 1, "step": step}
+            decoded = CountingEnv.read(np.asarray(resized))
+            assert decoded == {"camera": 0, "episode": 1, "step": step}
 
 
 def test_every_frame_of_a_long_episode_is_different():
@@ -114,7 +114,7 @@ def test_a_mixed_frame_cannot_be_read():
     """A frame blended from two steps would be taken for one of them."""
     frame = np.ones((4, 4, 3), np.uint8)
     frame[2, 2, 2] = 7
-    with pytest.raises(ValueError, match="not of one colour: it was mixed from several frames"):
+    with pytest.raises(ValueError, match="not of one color: it was mixed from several frames"):
         CountingEnv.read(frame)
 
 
@@ -141,18 +141,18 @@ def test_the_counting_env_counts_its_renders():
     assert env.renders == 2
 
 
-def test_the_counting_env_ends_as_told():
-    """Termination, truncation and the env's own success would not be what a test asked for."""
+def test_the_counting_env_ends_as_configured():
+    """Termination, truncation and the env's own success would not be those a test chose."""
     env = CountingEnv(lengths=[1, 2], ends=["terminated", "truncated"], success=[True, False])
-    told = []
+    steps = []
     for _ in range(3):
         env.reset()
         ended = False
         while not ended:
             _, reward, terminated, truncated, info = env.step(0)
             ended = terminated or truncated
-            told.append((reward, terminated, truncated, info["is_success"]))
-    assert told == [
+            steps.append((reward, terminated, truncated, info["is_success"]))
+    assert steps == [
         (1.0, True, False, True),
         (1.0, False, False, False),
         (2.0, False, True, False),
@@ -161,7 +161,7 @@ def test_the_counting_env_ends_as_told():
 
 
 def test_without_render_mode_there_is_no_frame():
-    """An env that cannot render could not be rehearsed."""
+    """An env that cannot render could not be tested."""
     env = CountingEnv(render_mode=None)
     env.reset()
     assert env.render() is None
@@ -184,7 +184,7 @@ def brightness(clip: Clip) -> Prediction:
 
 
 def honest(clips):
-    """What a sound model answers."""
+    """Return correct predictions."""
     return [brightness(clip) for clip in clips]
 
 
@@ -196,17 +196,17 @@ class Model:
 
 
 def swaps_order(clips):
-    """Answers of equal length change places, so that only the values can show it."""
-    answers = honest(clips)
+    """Swap predictions of equal length, so that only the values can show it."""
+    predictions = honest(clips)
     for i, a in enumerate(clips):
         for j, b in enumerate(clips):
             if i < j and len(a) == len(b):
-                answers[i], answers[j] = answers[j], answers[i]
-    return answers if len(clips) < 2 else [*answers[1:], answers[0]]
+                predictions[i], predictions[j] = predictions[j], predictions[i]
+    return predictions if len(clips) < 2 else [*predictions[1:], predictions[0]]
 
 
 def pads_to_the_longest(clips):
-    """Returns the padding of a batch as if it were frames."""
+    """Return the padding of a batch as if it were frames."""
     longest = max((len(clip) for clip in clips), default=0)
     return [
         Prediction(np.resize(p.progress, longest), np.resize(p.success, longest))
@@ -215,48 +215,48 @@ def pads_to_the_longest(clips):
 
 
 def squeezes_single_frames(clips):
-    """Loses the axis of time where there is but one frame."""
+    """Lose the time axis of a clip of one frame."""
     return [
         Prediction(p.progress.squeeze(), p.success.squeeze()) if len(p.progress) == 1 else p
         for p in honest(clips)
     ]
 
 
-def answers_float64(clips):
-    """Leaves the dtype to NumPy."""
+def returns_float64(clips):
+    """Leave the dtype to NumPy."""
     return [Prediction(p.progress.astype(np.float64), p.success) for p in honest(clips)]
 
 
-def answers_nan(clips):
-    """Overflows."""
+def returns_nan(clips):
+    """Overflow."""
     return [Prediction(p.progress, p.success * np.float32(np.nan)) for p in honest(clips)]
 
 
-def answers_logits(clips):
-    """Forgets the last layer."""
+def returns_logits(clips):
+    """Forget the last layer."""
     return [Prediction(p.progress * 10 - 5, p.success) for p in honest(clips)]
 
 
-def answers_a_tuple(clips):
-    """Returns a tuple."""
+def returns_a_tuple(clips):
+    """Return a tuple."""
     return tuple(honest(clips))
 
 
-def answers_too_few(clips):
-    """Drops what does not fit into its batch."""
+def returns_too_few(clips):
+    """Drop the clips that do not fit into its batch."""
     return honest(clips)[:3]
 
 
-def never_answers_nothing(clips):
-    """Makes up an answer where nothing was asked."""
+def never_returns_nothing(clips):
+    """Make up a prediction for no clips."""
     return honest(clips) if clips else [Prediction(np.zeros(1, np.float32), np.zeros(1, "f4"))]
 
 
 def depends_on_the_batch(clips):
-    """Normalises over the batch, as careless attention masks do."""
-    answers = honest(clips)
-    top = max((p.progress.max() for p in answers), default=1)
-    return [Prediction((p.progress / top).astype(np.float32), p.success) for p in answers]
+    """Normalize over the batch, as careless attention masks do."""
+    predictions = honest(clips)
+    top = max((p.progress.max() for p in predictions), default=1)
+    return [Prediction((p.progress / top).astype(np.float32), p.success) for p in predictions]
 
 
 def depends_on_the_batch_in_success(clips):
@@ -265,7 +265,7 @@ def depends_on_the_batch_in_success(clips):
 
 
 def depends_on_the_stream(clips):
-    """Answers otherwise where it could have used its cache."""
+    """Predict otherwise when a cache could have been used."""
     return [
         Prediction(p.progress, p.success if clip.stream is None else 1 - p.success)
         for clip, p in zip(clips, honest(clips), strict=True)
@@ -278,25 +278,25 @@ def depends_on_the_stream(clips):
         (swaps_order, RewardModelError, "returned progress of shape"),
         (pads_to_the_longest, RewardModelError, r"of shape \(8,\); expected \(1,\)"),
         (squeezes_single_frames, RewardModelError, r"of shape \(\); expected \(1,\)"),
-        (answers_float64, RewardModelError, "progress must be a float32 array, got float64"),
-        (answers_nan, RewardModelError, r"returned success \[nan"),
-        (answers_logits, RewardModelError, r"expected finite values in \[0, 1\]"),
-        (answers_a_tuple, RewardModelError, "must return a list of 4 predictions"),
-        (answers_too_few, RewardModelError, "one per clip; got 3"),
-        (never_answers_nothing, RewardModelError, "must return a list of 0 predictions"),
+        (returns_float64, RewardModelError, "progress must be a float32 array, got float64"),
+        (returns_nan, RewardModelError, r"returned success \[nan"),
+        (returns_logits, RewardModelError, r"expected finite values in \[0, 1\]"),
+        (returns_a_tuple, RewardModelError, "must return a list of 4 predictions"),
+        (returns_too_few, RewardModelError, "one per clip; got 3"),
+        (never_returns_nothing, RewardModelError, "must return a list of 0 predictions"),
         (depends_on_the_batch, AssertionError, "progress of Clip.* in a batch and .* alone"),
         (depends_on_the_batch_in_success, AssertionError, "success of Clip.* in a batch"),
         (depends_on_the_stream, AssertionError, "success of Clip.* in a batch.* without a stream"),
     ],
 )
 def test_a_model_that_breaks_the_contract_is_caught(predict, error, message):
-    """Such a model pays wrong rewards in training, where nobody can see it."""
+    """Such a model would give wrong rewards in training, unnoticed."""
     with pytest.raises(error, match=message):
         check_reward_model(Model(predict))
 
 
-def test_a_model_that_mixes_up_its_answers_is_caught_by_their_values():
-    """With all values plausible, each environment would be paid for another one's video."""
+def test_a_model_that_mixes_up_its_predictions_is_caught_by_their_values():
+    """With all values plausible, each environment would get the reward of another one's video."""
 
     def mixes(clips):
         means = [brightness(clip) for clip in reversed(clips)]
@@ -310,27 +310,27 @@ def test_a_model_that_mixes_up_its_answers_is_caught_by_their_values():
 
 
 def unmoved(clips):
-    """Answers that do not show what was done to the frames."""
+    """Return predictions that do not depend on the frames."""
     half = [np.full(len(clip), 0.5, np.float32) for clip in clips]
     return [Prediction(values, values) for values in half]
 
 
 def writes_to_frames(clips):
-    """Normalises in place, in all frames at once."""
+    """Normalize in place, in all frames at once."""
     for clip in clips:
         clip.frames[0] = 0
     return unmoved(clips)
 
 
 def writes_to_images(clips):
-    """Normalises in place, frame by frame."""
+    """Normalize in place, frame by frame."""
     for clip in clips:
         clip.images[0][:] = 0
     return unmoved(clips)
 
 
 def writes_to_images_of_streams(clips):
-    """What an engine that keeps something per stream could do."""
+    """Write only to frames of a stream, as a faulty cache would."""
     for clip in clips:
         if clip.stream is not None:
             clip.images[0][:] = 0
@@ -341,7 +341,7 @@ def writes_to_images_of_streams(clips):
     "predict", [writes_to_frames, writes_to_images, writes_to_images_of_streams]
 )
 def test_a_model_that_changes_frames_is_caught(predict):
-    """The next window holds the same frames: they would be judged after the change."""
+    """The next window holds the same frames: they would be scored after the change."""
     with pytest.raises(AssertionError, match="predict changed the frames of Clip"):
         check_reward_model(Model(predict))
 

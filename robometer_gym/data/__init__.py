@@ -1,7 +1,7 @@
-"""Episodes and videos: what a reward model is trained on and what it is asked to score.
+"""Episodes and videos: the data that a reward model is trained on and scores.
 
-    episodes = read_episodes("rollouts")          # what RecordEpisodes wrote
-    episodes = read_lerobot("path/to/dataset")    # or a LeRobot dataset
+    episodes = read_episodes("rollouts")          # written by RecordEpisodes
+    episodes = read_lerobot("path/to/dataset")    # a LeRobot dataset
 
 Needs no torch. Video files need PyAV and LeRobot datasets pyarrow, imported only when used.
 """

@@ -1,13 +1,12 @@
-"""Episode: frames, a task and how it went; and folders of them, mp4 files beside a list.
+"""Episodes (frames, a task and an outcome), and folders of them: mp4 files beside a list.
 
 A folder holds videos and `episodes.jsonl`, one line per episode:
 
     {"video": "episode-000000.mp4", "task": "open the drawer", "outcome": "failure",
      "partial_success": null, "cutoff": 1.0, "frames": 40, "fps": 20.0}
 
-"video" (a path in the folder), "task" and "outcome" must be there; the rest may be left out, and
-keys of one's own may be added. Knows nothing of environments, of models or of how episodes are
-sampled.
+"video" (a path in the folder), "task" and "outcome" are required; the rest is optional, and other
+keys are ignored. Knows nothing of environments, models or sampling.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _LIST = "episodes.jsonl"
 _REQUIRED = ("video", "task", "outcome")
-_KINDS: dict[str, tuple[type, ...]] = {
+_TYPES: dict[str, tuple[type, ...]] = {
     "video": (str,),
     "task": (str,),
     "outcome": (str,),
@@ -50,9 +49,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 class Frames(Protocol):
-    """The frames of an episode, of which only those asked for need be in memory.
+    """The frames of an episode, read on demand or held in memory.
 
-    An array (T, H, W, 3) uint8 RGB is one; `VideoFrames` reads them from a file.
+    An array (T, H, W, 3) uint8 RGB fits; `VideoFrames` reads them from a file.
     """
 
     def __len__(self) -> int:
@@ -78,17 +77,17 @@ class _Shrunk:
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One attempt at a task.
+    """One episode of one task.
 
     Attributes:
-        frames: T >= 1 frames, oldest first: an array (T, H, W, 3) uint8 RGB in [0, 255], or
-            anything that gives such an array for a list of indices.
-        task: the instruction, in words.
+        frames: T >= 1 frames, oldest first: an array (T, H, W, 3) uint8 RGB in [0, 255], or an
+            object that returns such an array for a list of indices.
+        task: the instruction.
         outcome: "successful"; "suboptimal", on the way but not done; or "failure".
-        partial_success: how much of the task was done at the end, in [0, 1]; None where nobody
-            judged it.
-        cutoff: the share of the frames, in (0, 1], after which a successful episode is done: of
-            100 frames and 0.9 the first 90 lead there. 1.0 is done with the last frame.
+        partial_success: the share of the task that was done at the end, in [0, 1]; None if
+            unknown.
+        cutoff: the share of the frames, in (0, 1], after which a successful episode is done: with
+            0.9, the first 90 of 100 frames. With 1.0 it is done at the last frame.
 
     Raises:
         TypeError: the task is not a string.
@@ -120,7 +119,7 @@ class Episode:
             raise ValueError(f"cutoff must be in (0, 1], got {self.cutoff!r}.")
 
     def shrink(self, frame_size: int) -> Episode:
-        """Return the same with frames shrunk, when they are read, to this shortest edge."""
+        """Return a copy whose frames are shrunk to this shortest edge when they are read."""
         return replace(self, frames=_Shrunk(self.frames, frame_size))
 
     def __len__(self) -> int:
@@ -135,14 +134,14 @@ def read_episodes(
 ) -> list[Episode]:
     """Read a folder of episodes, as `EpisodeWriter` writes them or made by hand.
 
-    Every video is opened and checked at once; its frames are read only when asked for. They are
-    nearly those that were written: h264 loses a little, and an odd height or width comes back
-    even, with its last row or column twice.
+    Every video is opened and checked at once; its frames are read on demand. They differ slightly
+    from those that were written: h264 is lossy, and an odd height or width comes back even, with
+    its last row or column twice.
 
     Args:
-        folder: holds `episodes.jsonl` and the videos that it names; see the head of this module.
-        bad: what to do with a line or video that cannot be read: "raise", or "skip" it with a
-            warning in the log.
+        folder: holds `episodes.jsonl` and its videos; see the docstring of this module.
+        bad: "raise" for a line or video that cannot be read, or "skip" it with a warning in the
+            log.
 
     Returns:
         The episodes in the order of the list, at least one.
@@ -161,12 +160,12 @@ def read_episodes(
         try:
             episodes.append(_read_episode(folder, line))
         except (ValueError, FileNotFoundError) as error:
-            what = f"Line {number} of {folder / _LIST} is no episode: {error}"
+            fault = f"Line {number} of {folder / _LIST} is no episode: {error}"
             if bad == "raise":
                 raise ValueError(
-                    f"{what} Mend or remove the line, or leave such episodes out with bad='skip'."
+                    f"{fault} Fix or remove the line, or skip such episodes with bad='skip'."
                 ) from error
-            logger.warning("Skipped. %s", what)
+            logger.warning("Skipped. %s", fault)
     skipped = len(lines) - len(episodes)
     if not episodes:
         raise ValueError(
@@ -179,13 +178,13 @@ def read_episodes(
 
 
 def _read_lines(folder: Path) -> list[tuple[int, bytes]]:
-    """The lines that are not blank, each with its number from 1."""
+    """Return the lines that are not blank, each with its number from 1."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     if not (folder / _LIST).is_file():
         raise FileNotFoundError(
             f"{folder} has no {_LIST}. A folder of episodes holds it and the videos that it names; "
-            "RecordEpisodes and EpisodeWriter write one. A LeRobot dataset is read with "
+            "RecordEpisodes and EpisodeWriter write one. Read a LeRobot dataset with "
             "read_lerobot."
         )
     lines = (folder / _LIST).read_bytes().splitlines()
@@ -200,7 +199,7 @@ def _read_episode(folder: Path, line: bytes) -> Episode:
     frames = VideoFrames(folder / video)
     if row.get("frames", len(frames)) != len(frames):
         raise ValueError(
-            f"frames says {row['frames']}, but {folder / video} has {len(frames)}. "
+            f"frames is {row['frames']}, but {folder / video} has {len(frames)}. "
             "Was it replaced, or cut off?"
         )
     return Episode(
@@ -209,39 +208,39 @@ def _read_episode(folder: Path, line: bytes) -> Episode:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """The keys of a line that are not null, those that we know being of the right kind."""
+    """Return the keys of a line that are not null, after a check of the types of known keys."""
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"it must be JSON, got {_cut(line)} ({error}).") from error
+        raise ValueError(f"it must be JSON, got {_abbreviate(line)} ({error}).") from error
     if not isinstance(row, dict):
-        raise ValueError(f"it must be a JSON object {{...}}, got {_cut(line)}.")
+        raise ValueError(f"it must be a JSON object {{...}}, got {_abbreviate(line)}.")
     row = {key: value for key, value in row.items() if value is not None}
     if missing := [key for key in _REQUIRED if key not in row]:
         raise ValueError(f"it lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}.")
-    for key, kinds in _KINDS.items():
+    for key, types in _TYPES.items():
         value = row.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-            expected = " or ".join(kind.__name__ for kind in kinds)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
+            expected = " or ".join(type_.__name__ for type_ in types)
             raise ValueError(f"{key} must be {expected}, got {value!r}.")
     return row
 
 
-def _cut(line: bytes) -> str:
+def _abbreviate(line: bytes) -> str:
     text = line.decode(errors="replace")
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 class EpisodeWriter:
-    """Writes episodes into a folder, which `read_episodes` reads.
+    """Writer of episodes into a folder, for `read_episodes`.
 
-    The folder is made if need be; one that has episodes already gets more of them, also from
-    several writers at once. It can be read at any moment, even after the program was killed: a
-    video takes its name when it is whole, and only then does the list name it. What a killed
-    program was writing stays behind as a hidden file, in nobody's way.
+    Makes the folder if it is missing and appends to one that has episodes, also from several
+    writers at once. The folder can be read at any moment, even after the program was killed: a
+    video gets its name when it is complete, and only then enters the list. A killed program leaves
+    an incomplete hidden file, which is ignored.
 
     Args:
-        folder: where the episodes go.
+        folder: folder of the episodes.
 
     Example:
         >>> import tempfile
@@ -257,28 +256,28 @@ class EpisodeWriter:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._number = self._number_after_all()
+        self._number = self._next_number()
 
     def write(self, episode: Episode, fps: float) -> Path:
-        """Add an episode, all of whose frames are then in memory.
+        """Add an episode; all its frames are held in memory meanwhile.
 
         Args:
-            episode: what to write.
+            episode: the episode to write.
             fps: frames per second, > 0.
 
         Returns:
-            Its video, of h264 like all that `write_video` writes.
+            The path of its h264 video.
 
         Raises:
-            ValueError: frames that are not (T, H, W, 3) uint8, or an fps that is no rate.
+            ValueError: frames that are not (T, H, W, 3) uint8, or an fps <= 0 or not finite.
             MissingDependencyError: PyAV is missing.
         """
-        video, aside = self._claim()
+        video, partial = self._claim()
         try:
-            write_video(aside, episode.frames[list(range(len(episode)))], fps)
-            aside.rename(video)
+            write_video(partial, episode.frames[list(range(len(episode)))], fps)
+            partial.rename(video)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
         self._append(
             video=video.name,
@@ -294,21 +293,21 @@ class EpisodeWriter:
         return video
 
     def _claim(self) -> tuple[Path, Path]:
-        """A video that is not there yet, and the hidden file that keeps its name for us."""
+        """Return the path of a new video, and that of the hidden file that reserves its name."""
         while True:
             video = self.folder / f"episode-{self._number:06d}.mp4"
             self._number += 1
-            aside = video.with_name(f".{video.name}")
+            partial = video.with_name(f".{video.name}")
             try:
-                aside.touch(exist_ok=False)
+                partial.touch(exist_ok=False)
             except FileExistsError:
-                continue  # another writer is at it, or was killed
+                continue  # another writer is writing it, or was killed
             if not video.exists():
-                return video, aside
-            aside.unlink()  # another writer was faster
+                return video, partial
+            partial.unlink()  # another writer was faster
 
-    def _number_after_all(self) -> int:
-        """One more than in the name of any video, here or only in the list."""
+    def _next_number(self) -> int:
+        """Return one more than the number of any video in the folder or in the list."""
         names = [path.name for path in self.folder.iterdir()]
         if _LIST in names:
             names.append((self.folder / _LIST).read_text("utf-8", errors="replace"))

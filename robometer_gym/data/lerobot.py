@@ -1,7 +1,7 @@
-"""LeRobot datasets, version 3.0, as episodes: read from their files, without LeRobot.
+"""LeRobot datasets of version 3.0 as episodes, read without LeRobot.
 
-Knows nothing of the hub (download a dataset first) or of actions and states, which no reward
-model sees. PyArrow is imported only when a dataset is read.
+Knows nothing of the hub (download a dataset first), or of actions and states. PyArrow is imported
+only when a dataset is read.
 
 Source: src/lerobot/datasets of huggingface/lerobot at 7427f31, for the layout of the files.
 """
@@ -42,20 +42,19 @@ def read_lerobot(
     outcome: Callable[[dict[str, Any]], Outcome] | None = None,
     bad: Literal["raise", "skip"] = "raise",
 ) -> list[Episode]:
-    """Read a LeRobot dataset of version 3.0 that lies in a folder.
+    """Read a LeRobot dataset of version 3.0 from a folder.
 
-    Frames are read only when asked for. An episode with several tasks, one after the other, is
-    given the first one, and the log says how many there were.
+    Frames are read on demand. An episode with several tasks, one after the other, gets the first
+    one, and the log counts such episodes.
 
     Args:
         path: the folder, with `meta`, `data` and `videos` in it.
-        camera: the feature to look at, such as "observation.images.top". None takes the only one.
-        outcome: how an episode went, given its row in `meta/episodes` as a dict: "successful",
-            "suboptimal" or "failure". None takes every episode for the demonstration that it
-            usually is, so successful; but where the data has `next.success`, an episode is
-            successful if that is true at any of its steps, and else a failure.
-        bad: what to do with an episode that cannot be read, because its video is cut off, say:
-            "raise", or "skip" it with a warning in the log.
+        camera: feature with the frames, such as "observation.images.top". None takes the only one.
+        outcome: function of an episode's row in `meta/episodes`, a dict, that returns
+            "successful", "suboptimal" or "failure". By default an episode is successful if its
+            `next.success` is true at any step, and otherwise a failure; in a dataset without
+            `next.success`, every episode is a demonstration, and so successful.
+        bad: "raise" for an episode that cannot be read, or "skip" it with a warning in the log.
 
     Returns:
         The episodes by their index, at least one.
@@ -79,13 +78,13 @@ def read_lerobot(
     episodes = []
     for row in tqdm(rows, desc=folder.name, unit="episode", disable=None):
         try:
-            how = dataset.outcome(row) if outcome is None else outcome(row)
-            episodes.append(Episode(dataset.frames(row), _first_task(row), how))
+            result = dataset.outcome(row) if outcome is None else outcome(row)
+            episodes.append(Episode(dataset.frames(row), _first_task(row), result))
         except (ValueError, FileNotFoundError) as error:
-            what = f"Episode {row['episode_index']} of {folder} cannot be read: {error}"
+            fault = f"Episode {row['episode_index']} of {folder} cannot be read: {error}"
             if bad == "raise":
-                raise ValueError(f"{what} Leave such episodes out with bad='skip'.") from error
-            logger.warning("Skipped. %s", what)
+                raise ValueError(f"{fault} Skip such episodes with bad='skip'.") from error
+            logger.warning("Skipped. %s", fault)
     _report(folder, rows, len(rows) - len(episodes))
     return episodes
 
@@ -111,10 +110,10 @@ class _Dataset:
     """The files of a dataset.
 
     Attributes:
-        folder: where they lie.
-        info: what `meta/info.json` says.
-        camera: the feature to look at.
-        successes: the episodes that succeeded, of each data file read so far.
+        folder: the folder of the dataset.
+        info: the content of `meta/info.json`.
+        camera: the feature with the frames.
+        successes: the successful episodes of each data file read so far.
     """
 
     folder: Path
@@ -123,7 +122,7 @@ class _Dataset:
     successes: dict[Path, set[int]] = field(default_factory=dict)
 
     def row_keys(self) -> list[str]:
-        """Which columns of `meta/episodes` are needed."""
+        """Return the columns of `meta/episodes` that are needed."""
         keys = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
         if self.info["features"][self.camera]["dtype"] == "video":
             video = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
@@ -151,7 +150,7 @@ class _Dataset:
         if round((end - start) * fps) != row["length"]:
             raise ValueError(
                 f"its length is {row['length']} frames, but its video lasts from {start:.2f} to "
-                f"{end:.2f} seconds, and {self.folder / _INFO} says {fps:g} frames per second."
+                f"{end:.2f} seconds, at the {fps:g} frames per second of {self.folder / _INFO}."
             )
         path = self._file(self.info["video_path"], row, video, video_key=self.camera)
         return VideoFrames(path, round(start * fps), row["length"])
@@ -159,15 +158,15 @@ class _Dataset:
     def _data_file(self, row: dict[str, Any]) -> Path:
         return self._file(self.info["data_path"], row, "data")
 
-    def _file(self, template: str, row: dict[str, Any], what: str, **names: str) -> Path:
-        chunk, file = row[f"{what}/chunk_index"], row[f"{what}/file_index"]
+    def _file(self, template: str, row: dict[str, Any], prefix: str, **names: str) -> Path:
+        chunk, file = row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
         return self.folder / template.format(chunk_index=chunk, file_index=file, **names)
 
 
 class _ImageFrames:
-    """Frames of an episode that a data file holds as PNG, one in each row.
+    """Frames of an episode that a data file holds as PNG, one per row.
 
-    Each request reads the episode's part of the file, or all of a file not written in parts.
+    Each request reads the episode's row groups of the file.
     """
 
     def __init__(self, path: Path, column: str, episode: int, count: int) -> None:
@@ -191,9 +190,9 @@ class _ImageFrames:
         try:
             images = [Image.open(io.BytesIO(column[index].as_py()["bytes"])) for index in wanted]
             return np.stack([np.asarray(image.convert("RGB")) for image in images])
-        except (OSError, TypeError) as error:  # TypeError: a row without a picture
+        except (OSError, TypeError) as error:  # TypeError: a row without an image
             raise ValueError(
-                f"{self.path} holds a picture of {self.column!r} that cannot be read: {error}"
+                f"{self.path} holds an image of {self.column!r} that cannot be read: {error}"
             ) from error
 
 
@@ -214,19 +213,19 @@ def _read_info(folder: Path) -> dict[str, Any]:
             return info
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} is not what LeRobot writes: {error!r}.") from error
-    cure = "Update robometer-gym."
+    hint = "Update robometer-gym."
     if version.startswith(("v1.", "v2.")):
-        cure = (
+        hint = (
             "Convert it with LeRobot's own script: python -m "
             "lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=OWNER/NAME "
             f"--root={folder} --push-to-hub=false"
         )
-    raise ValueError(f"{path} says version {version}; expected v3.0. {cure}")
+    raise ValueError(f"{path} has version {version}; expected v3.0. {hint}")
 
 
 def _choose_camera(folder: Path, info: dict[str, Any], camera: str | None) -> str:
     features = info["features"]
-    cameras = [key for key, feature in features.items() if _shows_colours(feature)]
+    cameras = [key for key, feature in features.items() if _has_colors(feature)]
     names = ", ".join(map(repr, cameras)) or "none"
     if camera is None and len(cameras) == 1:
         (camera,) = cameras
@@ -234,26 +233,28 @@ def _choose_camera(folder: Path, info: dict[str, Any], camera: str | None) -> st
         raise ValueError(f"camera must name one of the cameras of {folder}; it has {names}.")
     if camera not in cameras:
         raise ValueError(f"{folder} has no camera {camera!r}; it has {names}.")
-    rate = _about(features[camera]).get("video.fps", info["fps"])
+    rate = _video_info(features[camera]).get("video.fps", info["fps"])
     if rate != info["fps"]:
         raise ValueError(
-            f"{folder / _INFO} says {rate:g} frames per second of {camera!r}, and {info['fps']:g} "
-            "of the dataset. Videos at another rate than the data cannot be read."
+            f"{folder / _INFO} has {rate:g} frames per second for {camera!r}, and {info['fps']:g} "
+            "for the dataset. Videos at another rate than the data cannot be read."
         )
     return camera
 
 
-def _shows_colours(feature: dict[str, Any]) -> bool:
-    depth = _about(feature).get("is_depth_map") or _about(feature).get("video.is_depth_map")
+def _has_colors(feature: dict[str, Any]) -> bool:
+    depth = _video_info(feature).get("is_depth_map") or _video_info(feature).get(
+        "video.is_depth_map"
+    )
     return feature["dtype"] in ("video", "image") and not depth
 
 
-def _about(feature: dict[str, Any]) -> dict[str, Any]:
+def _video_info(feature: dict[str, Any]) -> dict[str, Any]:
     return {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
 
 
 def _read_rows(folder: Path, keys: list[str]) -> list[dict[str, Any]]:
-    """What `meta/episodes` says of each episode, without statistics of its data."""
+    """Return the rows of `meta/episodes`, by episode, without statistics of the data."""
     paths = sorted(folder.glob("meta/episodes/*/*.parquet"))
     if not paths:
         raise FileNotFoundError(
@@ -276,19 +277,19 @@ def _read_table(path: Path, columns: list[str], episode: int | None = None) -> A
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}, which LeRobot writes.")
     rows = None if episode is None else [("episode_index", "==", episode)]
-    with _naming(path) as parquet:
+    with _open_parquet(path) as parquet:
         return parquet.read_table(path, columns=columns, filters=rows, partitioning=None)
 
 
 def _column_names(path: Path) -> list[str]:
-    with _naming(path) as parquet:
+    with _open_parquet(path) as parquet:
         names: list[str] = parquet.read_schema(path).names
     return names
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[Any]:
-    """Give PyArrow's parquet, and name the file in what it complains about."""
+def _open_parquet(path: Path) -> Iterator[Any]:
+    """Yield PyArrow's parquet module; its errors become one that names the file."""
     pyarrow = _import_pyarrow()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Download all of the dataset.")

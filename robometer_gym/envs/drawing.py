@@ -1,6 +1,6 @@
-"""How the tabletop looks: table, blocks and gripper as pixels, with numpy alone.
+"""Drawing of the tabletop: table, blocks and gripper as pixels, with NumPy alone.
 
-Knows nothing of episodes, tasks or success: it is given places, and paints them.
+Knows nothing of episodes, tasks or success.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["draw_gripper", "draw_table"]
 
 # All in pixels.
 SIZE = 64
-SCALE = 24  # pixels per table unit, so that the gripper is in the picture wherever it is
+SCALE = 24  # pixels per table unit: the gripper is inside the frame at every position
 SPRITE = 16  # side of the square in which a block or the gripper is drawn
 FINE = 4  # sprites are drawn in quarters of a pixel, so that slow motion shows
 
@@ -35,32 +35,32 @@ PAINT = {
 
 
 def draw_table(blocks: Mapping[str, NDArray[np.float64]]) -> Frame:
-    """Paint the table with its blocks.
+    """Draw the table with its blocks.
 
     Args:
-        blocks: colour to place, (2,) in table units: x to the right and y down, from -1 to 1.
+        blocks: position by color, (2,) in table units: x to the right and y down, from -1 to 1.
 
     Returns:
         (64, 64, 3) uint8 RGB.
     """
     frame = _table().copy()
-    for colour, place in blocks.items():
-        _draw(frame, colour, place)
+    for color, position in blocks.items():
+        _draw(frame, color, position)
     return frame
 
 
-def draw_gripper(scene: Frame, place: NDArray[np.float64]) -> Frame:
-    """Return a copy of `scene` with the gripper at `place`, (2,) in table units."""
+def draw_gripper(scene: Frame, position: NDArray[np.float64]) -> Frame:
+    """Return a copy of `scene` with the gripper at `position`, (2,) in table units."""
     frame = scene.copy()
-    _draw(frame, "gripper", place)
+    _draw(frame, "gripper", position)
     return frame
 
 
 @cache
 def _table() -> Frame:
-    """The empty table, (64, 64, 3) uint8: not to be written to."""
+    """Return the empty table, (64, 64, 3) uint8, read-only."""
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
-    edge = SIZE / 2 - np.maximum(np.abs(x), np.abs(y))  # 0.5 at the picture's border
+    edge = SIZE / 2 - np.maximum(np.abs(x), np.abs(y))  # 0.5 at the frame's border
     light = 1.0 - 0.04 * (x + y) / SIZE - 0.05 * np.clip((6.0 - edge) / 4.0, 0.0, 1.0)
     planks = 1.0 - 0.03 * (np.arange(SIZE) % 16 == 0)[:, None]
     table = np.array(PAINT["table"]) * (light * planks)[..., None]
@@ -71,45 +71,45 @@ def _table() -> Frame:
     return frame
 
 
-def _draw(frame: Frame, name: str, place: NDArray[np.float64]) -> None:
-    """Paint a block or the gripper onto `frame`, with its centre at `place` (2,)."""
-    quarters = np.rint((place * SCALE + SIZE / 2) * FINE).astype(int)
+def _draw(frame: Frame, name: str, position: NDArray[np.float64]) -> None:
+    """Draw a block or the gripper onto `frame`, with its center at `position` (2,)."""
+    quarters = np.rint((position * SCALE + SIZE / 2) * FINE).astype(int)
     (column, row), (dx, dy) = quarters // FINE - SPRITE // 2, quarters % FINE
-    paint, through = _sprite(name, int(dx), int(dy))
+    paint, transparency = _sprite(name, int(dx), int(dy))
     patch = frame[row : row + SPRITE, column : column + SPRITE]
-    patch[:] = patch * through + paint
+    patch[:] = patch * transparency + paint
 
 
 @cache
 def _sprite(name: str, dx: int, dy: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What to add to the picture (16, 16, 3), and the share of it that shows through (16, 16, 1).
+    """Return the color to add (16, 16, 3) and the transparency (16, 16, 1) of a sprite.
 
-    Painted in layers, 4 x 4 samples to a pixel. `dx` and `dy`: the centre's quarters of a pixel.
+    Drawn in layers, 4 x 4 samples per pixel. `dx` and `dy`: the center's quarters of a pixel.
     """
     samples = (np.arange(SPRITE * FINE) + 0.5) / FINE - SPRITE / 2
     x, y = np.meshgrid(samples - dx / FINE, samples - dy / FINE)
-    paint = np.full((SPRITE, SPRITE, 3), 0.5)  # so that cutting to uint8 rounds
-    through = np.ones((SPRITE, SPRITE, 1))
-    for colour, opacity, inside in _layers(name, x, y):
+    paint = np.full((SPRITE, SPRITE, 3), 0.5)  # so that the conversion to uint8 rounds
+    transparency = np.ones((SPRITE, SPRITE, 1))
+    for color, opacity, inside in _layers(name, x, y):
         share = opacity * inside.reshape(SPRITE, FINE, SPRITE, FINE).mean(axis=(1, 3))[..., None]
-        paint = paint * (1 - share) + share * np.array(PAINT[colour])
-        through = through * (1 - share)
-    return paint.astype(np.float32), through.astype(np.float32)
+        paint = paint * (1 - share) + share * np.array(PAINT[color])
+        transparency = transparency * (1 - share)
+    return paint.astype(np.float32), transparency.astype(np.float32)
 
 
 def _layers(
     name: str, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> list[tuple[str, float, NDArray[np.bool_]]]:
-    """Colour, opacity and shape of each layer of a sprite, from the bottom to the top."""
+    """Return color, opacity and shape of each layer of a sprite, from the bottom to the top."""
     if name == "gripper":
-        away, shadow = np.hypot(x, y), np.hypot(x - 1, y - 1)
+        radius, shadow = np.hypot(x, y), np.hypot(x - 1, y - 1)
         return [
             ("shadow", 0.35, (shadow > 2.1) & (shadow < 5.2)),
-            ("dark", 1.0, (away > 2.1) & (away < 5.2)),
-            ("white", 1.0, (away > 2.9) & (away < 4.2)),
+            ("dark", 1.0, (radius > 2.1) & (radius < 5.2)),
+            ("white", 1.0, (radius > 2.9) & (radius < 4.2)),
         ]
-    out, shadow = np.maximum(np.abs(x), np.abs(y)), np.maximum(np.abs(x - 1), np.abs(y - 1))
+    extent, shadow = np.maximum(np.abs(x), np.abs(y)), np.maximum(np.abs(x - 1), np.abs(y - 1))
     return [
         ("shadow", 0.35, shadow < 5.75),
-        (name, 1.0, out < 5.75),
+        (name, 1.0, extent < 5.75),
     ]

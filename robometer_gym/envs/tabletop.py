@@ -1,6 +1,6 @@
-"""A table seen from above, a gripper and three coloured blocks: the built-in demo environment.
+"""TabletopReach, the built-in demo environment: a table from above, a gripper and three blocks.
 
-Needs no OpenGL, no display and no download. Knows nothing of wrappers or of how it is painted.
+Needs no OpenGL, no display and no download. Knows nothing of wrappers or of drawing.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ ENV_ID = "robometer_gym/TabletopReach-v0"
 
 COLORS = ("red", "green", "blue")
 TASK = "move the gripper to the {} block"
-TASKS = tuple(TASK.format(colour) for colour in COLORS)
-"""The three sentences, in the order of the blocks in the observation."""
+TASKS = tuple(TASK.format(color) for color in COLORS)
+"""The three instructions, in the order of the blocks in the observation."""
 
 LAYOUTS = ("fixed", "random")
 
 # Lengths are in table units: both axes of the table run from -1 to 1.
-SPEED = 0.0235  # how far an action of length 1 moves the gripper in one step
-REACH = 0.1  # on the block: at most this far from its centre ...
+SPEED = 0.0235  # distance that the gripper moves in one step for an action of length 1
+REACH = 0.1  # on the block: at most this far from its center ...
 STILL = 0.25 * SPEED  # ... and resting: moved at most this far in the step
 START = 0.25  # the gripper starts within +-START on both axes
-PLACES = np.array([[-0.78, -0.45], [0.78, -0.45], [0.0, 0.78]])
+BLOCK_POSITIONS = np.array([[-0.78, -0.45], [0.78, -0.45], [0.0, 0.78]])
 JITTER = 0.08  # the fixed layout moves each block by up to this, on both axes
 SCATTER = 0.85  # the random layout puts blocks within +-SCATTER ...
 APART = 0.55  # ... and everything at least this far apart, on the axis where it is farther
-SLOWING = 0.2  # the share of the remaining way that the expert goes in one step at the end
+SLOWING = 0.2  # share of the remaining distance that the expert covers in each of the last steps
 
 
 @dataclass
@@ -46,11 +46,11 @@ class _Episode:
     task: str
     gripper: NDArray[np.float64]  # (2,)
     blocks: NDArray[np.float64]  # (3, 2), in the order of COLORS
-    rng: np.random.Generator  # the expert's own
+    rng: np.random.Generator  # for the expert's noise alone
     scene: Frame | None = None  # table and blocks, drawn when first needed
 
     def offset_to(self, task: str) -> NDArray[np.float64]:
-        """(2,) from the gripper to the block that a task names."""
+        """Return the offset (2,) from the gripper to the block that a task names."""
         offset: NDArray[np.float64] = self.blocks[TASKS.index(task)] - self.gripper
         return offset
 
@@ -58,16 +58,16 @@ class _Episode:
 class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """Move the gripper to the block that the task names, and rest on it.
 
-    The table is seen from above: x runs to the right and y down the picture, both from -1 to 1.
+    The table is seen from above: x runs to the right and y down the frame, both from -1 to 1.
 
     - Action: (2,) float32 in [-1, 1], the gripper's velocity (dx, dy); anything beyond is clipped.
     - Observation: (8,) float32 in [-1, 1]: x and y of the gripper, then of the red, green and blue
-      block. It does not say which block is meant: only the task does.
+      block. Only the task names the target block.
     - Reward: 1.0 at success, else 0.0. Success ends the episode (terminated) unless it is made with
       `terminate_on_success=False`; under `gym.make` 100 steps end it too (truncated).
     - Success (`info["is_success"]`, a bool at every step): the gripper is within 0.1 of the named
-      block's centre and moved at most a quarter of its full speed. Passing over does not count.
-    - `info["task"]` at reset: the episode's sentence, one of `TASKS`.
+      block's center and moved at most a quarter of its full speed. Passing over does not count.
+    - `info["task"]` at reset: the episode's instruction, one of `TASKS`.
     - Frames: (64, 64, 3) uint8 RGB in [0, 255].
 
     Args:
@@ -76,8 +76,8 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         layout: "fixed" puts the blocks near three fixed places, "random" anywhere on the table.
             Neither depends on the task.
         render_mode: "rgb_array" or None.
-        terminate_on_success: False lets an episode go on after success, as with a real robot, where
-            nobody but a reward model says that it is done.
+        terminate_on_success: False lets an episode continue after success, as with a real robot,
+            where only a reward model detects it.
 
     Raises:
         ValueError: an unknown task, layout or render mode.
@@ -124,19 +124,19 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Begin an episode.
 
         Args:
-            seed: starts the env's random numbers anew.
+            seed: seeds the env's random numbers.
             options: "task" sets this episode's task (None draws one); other keys are ignored.
 
         Raises:
-            ValueError: an unknown task. The running episode is then left as it was.
+            ValueError: an unknown task. The running episode then stays unchanged.
         """
         task = _check_task((options or {}).get("task", self._task))
         super().reset(seed=seed)
-        # Everything is drawn whether it is used or not: what is on the table, in this episode and
-        # in those that follow, must not depend on how the task was chosen.
+        # Everything is drawn, used or not: the tables of this and later episodes must not depend
+        # on how the task was chosen.
         drawn = TASKS[self.np_random.integers(len(TASKS))]
         rng = np.random.default_rng(int(self.np_random.integers(2**63)))
-        gripper, blocks = self._lay_table()
+        gripper, blocks = self._draw_table_layout()
         self._episode = _Episode(task or drawn, gripper, blocks, rng)
         return self._observation(), {"task": self._episode.task}
 
@@ -173,7 +173,7 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     @property
     def offset(self) -> NDArray[np.float64]:
-        """(2,) from the gripper to the named block, in table units.
+        """The offset (2,) from the gripper to the named block, in table units.
 
         Raises:
             ResetNeeded: no episode has begun.
@@ -182,15 +182,15 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return now.offset_to(now.task)
 
     def expert_action(self, noise: float = 0.0, task: str | None = None) -> NDArray[np.float32]:
-        """What a scripted expert does now: go straight to the named block, slow down, rest on it.
+        """Return the expert's action: move straight to the named block, slow down, rest on it.
 
         Measured over 3000 episodes of each layout, it always succeeds: after 39.9 steps on average
         (23 to 58) in the fixed layout, 39.0 (26 to 67) in the random one.
 
         Args:
             noise: standard deviation of the Gaussian noise added to each number, >= 0. It is drawn
-                from a generator of the episode's own: the env's random state is untouched.
-            task: another one than the episode's, for an expert who has misheard.
+                from a separate generator: the env's random state stays unchanged.
+            task: the task to follow instead of the episode's.
 
         Returns:
             (2,) float32 in [-1, 1].
@@ -201,7 +201,12 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             ValueError: noise is negative or not finite, or the task is unknown.
         """
         now = self._running("expert_action")
-        _check_noise(noise)
+        if not isinstance(noise, Real):
+            raise TypeError(f"noise must be a number >= 0, got {noise!r}.")
+        if not 0.0 <= noise < np.inf:
+            raise ValueError(
+                f"noise is a standard deviation: it must be finite and >= 0, got {noise}."
+            )
         offset = now.offset_to(_check_task(task) or now.task)
         action = offset / max(float(np.linalg.norm(offset)), SPEED / SLOWING)
         if noise:
@@ -217,13 +222,15 @@ class TabletopReachEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         now = self._running("reset")
         return np.concatenate([now.gripper, now.blocks.ravel()]).astype(np.float32)
 
-    def _lay_table(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the gripper (2,) and the blocks (3, 2) begin."""
+    def _draw_table_layout(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Draw the first positions of the gripper (2,) and the blocks (3, 2)."""
         gripper = self.np_random.uniform(-START, START, 2)
         if self.layout == "fixed":
-            return gripper, PLACES + self.np_random.uniform(-JITTER, JITTER, PLACES.shape)
-        while True:  # one try in thirteen or so succeeds
-            blocks = self.np_random.uniform(-SCATTER, SCATTER, PLACES.shape)
+            return gripper, BLOCK_POSITIONS + self.np_random.uniform(
+                -JITTER, JITTER, BLOCK_POSITIONS.shape
+            )
+        while True:  # about one draw in thirteen is accepted
+            blocks = self.np_random.uniform(-SCATTER, SCATTER, BLOCK_POSITIONS.shape)
             things = np.vstack([gripper, blocks])
             gaps = np.abs(things[:, None] - things[None]).max(axis=-1)
             if gaps[np.triu_indices(len(things), k=1)].min() >= APART:
@@ -248,10 +255,3 @@ def _check_action(action: ArrayLike) -> NDArray[np.float64]:
             f"action must be finite, got {velocity.tolist()}. Has the policy diverged?"
         )
     return np.clip(velocity, -1.0, 1.0)
-
-
-def _check_noise(noise: float) -> None:
-    if not isinstance(noise, Real):
-        raise TypeError(f"noise must be a number >= 0, got {noise!r}.")
-    if not 0.0 <= noise < np.inf:
-        raise ValueError(f"noise is a standard deviation: it must be finite and >= 0, got {noise}.")

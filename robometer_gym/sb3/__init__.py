@@ -1,4 +1,4 @@
-"""Stable-Baselines3: a VecEnv whose reward is a reward model, and a callback that logs it.
+"""Stable-Baselines3: a VecEnv with the reward of a reward model, and a callback that logs it.
 
 Needs the extra "sb3".
 """

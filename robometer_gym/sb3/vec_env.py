@@ -1,8 +1,8 @@
-"""Stable-Baselines3: VecRobometerReward pays a VecEnv from its cameras.
+"""VecRobometerReward: the rewards of a Stable-Baselines3 VecEnv from its cameras.
 
-Brings the EpisodeTracker what a `VecEnv` says and takes back what it decides. Knows nothing of when
-a prediction is due or of how progress becomes a reward. `make_robometer_vec_env` builds the whole
-stack, and `RobometerCallback` shows what it does.
+Passes the steps of a `VecEnv` to the EpisodeTracker as events and returns its outcomes. Knows
+nothing of when a prediction is due or of how progress becomes a reward. `make_robometer_vec_env`
+builds the whole stack, and `RobometerCallback` logs it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -34,15 +33,16 @@ from robometer_gym.tracking.settings import (
 )
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task, check_tasks
-from robometer_gym.wrappers.env_kinds import check_kind, env_maker
+from robometer_gym.wrappers.env_kinds import check_kind, env_factory
 from robometer_gym.wrappers.frame_capture import (
     CAPTURE,
     REWARD,
-    Captures,
+    CaptureReader,
     FrameCapture,
     SubEnvironmentError,
+    begin_captures,
 )
-from robometer_gym.wrappers.worker_failures import close_workers, naming_dead_workers
+from robometer_gym.wrappers.worker_failures import close_workers, report_dead_workers
 
 __all__ = ["VecRobometerReward", "make_robometer_vec_env"]
 
@@ -51,37 +51,37 @@ Infos = list[dict[str, Any]]
 
 @expose_settings_in_signature
 class VecRobometerReward(VecEnvWrapper):
-    """Pays the agents from their cameras, and ends each episode where it sees success.
+    """Replaces or shapes the rewards from the cameras, and ends episodes at detected success.
 
     The same rewards, ends and infos as `RobometerRewardWrapper` gives for the same episodes.
     Predictions that are due at one step are made in one batch, by one model in this process; the
-    new baseline of an environment that the model's verdict has ended takes a second call. Where
-    an episode ends because the model saw success, that environment is really reset, and no other:
-    `terminal_observation` is set and `TimeLimit.truncated` False, as at any true end.
+    new baseline after a detected success takes a second call. A detected success really resets
+    its environment, and no other: `terminal_observation` is set and `TimeLimit.truncated` False,
+    as at any true end.
 
     `make_robometer_vec_env` builds the whole stack. By hand: `FrameCapture` around each
     environment, `DummyVecEnv` or `SubprocVecEnv`, this, and everything else (`VecMonitor`,
     `VecNormalize`, `VecFrameStack`, ...) outside.
 
-    Each environment's info has what `RobometerRewardWrapper` describes; the baseline of an episode
-    is in `reset_infos`. `set_options({"task": ...})` changes the task of the episodes that begin
-    with the next `reset`.
+    Each environment's info has the entries that `RobometerRewardWrapper` describes; the baseline
+    of an episode is in `reset_infos`. `set_options({"task": ...})` changes the task of the
+    episodes that begin with the next `reset`.
 
     Args:
         venv: a `DummyVecEnv` or `SubprocVecEnv` whose environments are in `FrameCapture`.
-        task: what the robots should do, in words: one for all, or one for each environment.
+        task: the robots' instruction, in words: one for all, or one for each environment.
         reward_model: see `RobometerRewardWrapper`. It lives in this process; workers have none.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
 
     Raises:
         ValueError: environments without `FrameCapture`, a wrapper between them and this, a setting
             out of range, a camera that the env does not have, an empty task.
-        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
+        TypeError: an environment or a setting of the wrong kind, or an unknown setting.
         ResetNeeded: `step` before `reset`, or after an error.
         SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
             worker died. All episodes are over then.
         CheckpointError: at the first reset, a model that cannot be loaded.
-        RewardModelError: an answer of the model that is no prediction; the episodes are over, too.
+        RewardModelError: predictions of the model that are invalid; the episodes are over, too.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -104,7 +104,7 @@ class VecRobometerReward(VecEnvWrapper):
         **settings: Unpack[RewardOptions],
     ) -> None:
         check_kind(venv, "VecEnv of Stable-Baselines3")
-        _check_bare(venv)
+        _check_venv(venv)
         super().__init__(venv)
         chosen = read_settings(VecRobometerReward, settings)
         self._tasks = check_tasks(task, self.num_envs)
@@ -112,16 +112,10 @@ class VecRobometerReward(VecEnvWrapper):
         self._reward_model = LazyRewardModel.of(reward_model)
         self.tracker = EpisodeTracker(chosen, self._reward_model, self.num_envs)
         """Follows the episodes; `RecordTraces` and other listeners attach to it."""
-        self._captures = Captures()
-        here = not hasattr(venv, "processes")
-        with naming_dead_workers(venv):
-            # DummyVecEnv keeps rewards in single precision.
-            problems = venv.env_method("begin_capture", cloudpickle.dumps(chosen), rewards=here)
-            for env in range(self.num_envs) if here else ():
-                venv.env_method("set_wrapper_attr", "raises_as", env, indices=env)
-        for problem in problems:
-            if problem is not None:
-                raise ValueError(problem)
+        self._captures = CaptureReader()
+        rounds_rewards = isinstance(venv, DummyVecEnv)  # to single precision
+        with report_dead_workers(venv):
+            begin_captures(venv, venv.env_method, chosen, send_rewards=rounds_rewards)
 
     @property
     def tasks(self) -> list[str]:
@@ -129,7 +123,7 @@ class VecRobometerReward(VecEnvWrapper):
         return self.tracker.tasks(self._next_tasks)
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
-        """Set what the next `reset` tells the environments; "task" changes their instruction.
+        """Set the options of the next `reset`; "task" changes the instruction.
 
         Args:
             options: one dict for all environments, or one for each.
@@ -150,24 +144,23 @@ class VecRobometerReward(VecEnvWrapper):
         """Begin episodes in all environments and predict their baselines, in one batch."""
         self.tracker.close()  # also if an environment fails now
         self._reward_model.load()  # before the first frame is drawn
-        with naming_dead_workers(self.venv):
+        with report_dead_workers(self.venv):
             observations = self.venv.reset()
         tasks, self._next_tasks = self._next_tasks, self._tasks
-        everyone = range(self.num_envs)
-        self._begin(everyone, [self.venv.reset_infos[env] for env in everyone], tasks)
+        self._begin(range(self.num_envs), self.venv.reset_infos, tasks)
         return observations
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Tell the environments to make a step."""
+        """Start a step of all environments."""
         if idle := self.tracker.idle():
             raise ResetNeeded(
                 f"No episode is running in environment {idle[0]}: call reset() first."
             )
-        with naming_dead_workers(self.venv):
+        with report_dead_workers(self.venv):
             self.venv.step_async(actions)
 
     def step_wait(self) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], Infos]:
-        """Wait for the step and pay for it.
+        """Wait for the step and compute its rewards.
 
         Returns:
             observations, (N,) float64 rewards, (N,) dones, and infos.
@@ -175,58 +168,50 @@ class VecRobometerReward(VecEnvWrapper):
         try:
             return self._step()
         except BaseException:
-            self.tracker.close()  # what the others have done is lost: all begin anew
+            self.tracker.close()  # the other environments' steps are lost: all need a reset
             raise
 
     def _step(self) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], Infos]:
-        with naming_dead_workers(self.venv):
-            observations, told_rewards, dones, told = self.venv.step_wait()
-        infos, ended = list(told), dones.tolist()
+        with report_dead_workers(self.venv):
+            observations, env_rewards, dones, env_infos = self.venv.step_wait()
+        infos, ended = list(env_infos), dones.tolist()
         steps = [
-            self._event(env, info, reward, done)
+            self._step_event(env, info, reward, done)
             for env, (info, reward, done) in enumerate(
-                zip(infos, told_rewards.tolist(), ended, strict=True)
+                zip(infos, env_rewards.tolist(), ended, strict=True)
             )
         ]
-        reset = [env for env, over in enumerate(ended) if over]
+        reset = [env for env, done in enumerate(ended) if done]
         starts = self._starts(reset, [self.venv.reset_infos[env] for env in reset], self._tasks)
         outcomes = self.tracker.advance([*steps, *starts])
-        saw_success = []  # where the environment itself would go on
+        ended_by_model = []  # these environments themselves would go on
         for env, outcome in enumerate(outcomes[: self.num_envs]):
             infos[env].update(outcome.info)
             if outcome.terminated:
                 infos[env]["TimeLimit.truncated"] = False  # also if success came with the limit
                 if not ended[env]:
-                    saw_success.append(env)
+                    ended_by_model.append(env)
         for env, outcome in zip(reset, outcomes[self.num_envs :], strict=True):
             self.reset_infos[env].update(outcome.info)
-        if saw_success:
-            self._end_episodes(saw_success, observations, infos)
-            dones[saw_success] = True
+        if ended_by_model:
+            self._end_episodes(ended_by_model, observations, infos)
+            dones[ended_by_model] = True
         rewards = np.array([outcome.reward for outcome in outcomes[: self.num_envs]])
         return observations, rewards, dones, infos
 
-    def _event(self, env: int, info: dict[str, Any], reward: float, done: bool) -> Event:
-        """What has happened in one environment; nothing need be said of a step without a frame."""
-        capture = info.pop(CAPTURE, None)
+    def _step_event(self, env: int, info: dict[str, Any], reward: float, done: bool) -> Event:
+        """Return one environment's event; a step without a frame needs no capture."""
+        capture, success = info.pop(CAPTURE, None), read_true_success(info)
         if capture is None:
-            return Step(
-                env,
-                float(info.pop(REWARD, reward)),
-                False,
-                False,
-                None,
-                read_true_success(info),
-            )
+            return Step(env, float(info.pop(REWARD, reward)), False, False, None, success)
         truncated = info["TimeLimit.truncated"]
         terminated = done and not truncated
-        success = read_true_success(info)
         return self._captures.event(env, capture, "", terminated, truncated, success)
 
     def _starts(
         self, envs: Sequence[int], infos: Sequence[dict[str, Any]], tasks: Sequence[str]
     ) -> list[Event]:
-        """Keep what environments said at their reset, and say that their episodes start."""
+        """Keep the infos of resets, and return the starts of the episodes."""
         starts = []
         for env, info in zip(envs, infos, strict=True):
             self.reset_infos[env] = dict(info)
@@ -242,12 +227,14 @@ class VecRobometerReward(VecEnvWrapper):
             self.reset_infos[env].update(outcome.info)
 
     def _end_episodes(self, envs: Sequence[int], observations: Any, infos: Infos) -> None:
-        """Reset environments that do not know that their episode is over, as a VecEnv does."""
-        with naming_dead_workers(self.venv):
-            begun = self.venv.env_method("reset", indices=envs)
-        for env, (observation, _) in zip(envs, begun, strict=True):
-            infos[env]["terminal_observation"] = _exchange(observations, env, observation)
-        self._begin(envs, [info for _, info in begun], self._tasks)
+        """Reset environments whose episodes the model has ended, as a VecEnv does."""
+        with report_dead_workers(self.venv):
+            resets = self.venv.env_method("reset", indices=envs)
+        for env, (observation, _) in zip(envs, resets, strict=True):
+            infos[env]["terminal_observation"] = _replace_observation(
+                observations, env, observation
+            )
+        self._begin(envs, [info for _, info in resets], self._tasks)
 
     def close(self) -> None:
         """End all episodes and close the environments; no worker stays behind."""
@@ -255,8 +242,8 @@ class VecRobometerReward(VecEnvWrapper):
         close_workers(self.venv, super().close)
 
 
-def _check_bare(venv: VecEnv) -> None:
-    """Refuse what would be reset wrongly."""
+def _check_venv(venv: VecEnv) -> None:
+    """Raise for a VecEnv whose resets, workers or last frames would go wrong."""
     if isinstance(venv, VecEnvWrapper):
         raise ValueError(
             f"VecRobometerReward goes directly around DummyVecEnv or SubprocVecEnv, got "
@@ -265,7 +252,7 @@ def _check_bare(venv: VecEnv) -> None:
         )
     if any(type(process).__name__ == "ForkProcess" for process in getattr(venv, "processes", ())):
         raise ValueError(
-            "SubprocVecEnv(..., start_method='fork') would wait for ever should a worker die: each "
+            "SubprocVecEnv(..., start_method='fork') would wait for ever if a worker died: each "
             "worker holds the pipes of others open. Use 'forkserver', SB3's default, or 'spawn'."
         )
     if not all(venv.env_is_wrapped(FrameCapture)):
@@ -276,12 +263,17 @@ def _check_bare(venv: VecEnv) -> None:
         )
 
 
-def _exchange(observations: Any, env: int, new: Any) -> Any:
-    """Put one environment's observation into those of all; return what was there."""
+def _replace_observation(observations: Any, env: int, new: Any) -> Any:
+    """Put one environment's observation into those of all; return the old one."""
     if isinstance(observations, dict):
-        return {key: _exchange(every, env, new[key]) for key, every in observations.items()}
+        return {
+            key: _replace_observation(of_all, env, new[key]) for key, of_all in observations.items()
+        }
     if isinstance(observations, tuple):
-        return tuple(_exchange(e, env, n) for e, n in zip(observations, new, strict=True))
+        return tuple(
+            _replace_observation(of_all, env, part)
+            for of_all, part in zip(observations, new, strict=True)
+        )
     old = observations[env].copy()
     observations[env] = new
     return old
@@ -302,30 +294,29 @@ def make_robometer_vec_env(
     monitor_file: str | None = None,
     **settings: Unpack[RewardOptions],
 ) -> VecMonitor:
-    """Make environments for Stable-Baselines3 that are paid by a reward model.
+    """Make a VecEnv for Stable-Baselines3 with model rewards, every wrapper in its place.
 
-    As SB3's `make_vec_env`, but with everything in its right place. From the inside: the
-    environment, `wrapper_class`, `FrameCapture`, the VecEnv, `VecRobometerReward`, `VecMonitor` (so
-    that `rollout/ep_rew_mean`, `evaluate_policy` and `EvalCallback` see what is paid and where
-    episodes end).
+    As SB3's `make_vec_env`. From the inside: the environment, `wrapper_class`, `FrameCapture`, the
+    VecEnv, `VecRobometerReward`, `VecMonitor` (so that `rollout/ep_rew_mean`, `evaluate_policy` and
+    `EvalCallback` see our rewards and ends).
 
     Args:
         env_id: an id, or a function or class that makes an environment.
         task: see `VecRobometerReward`.
-        n_envs: how many.
+        n_envs: number of environments.
         reward_model: see `VecRobometerReward`.
         seed: of the first environment and its action space; the next has the next one.
         env_kwargs: for `gym.make`, or for the function. An id is made with
-            render_mode="rgb_array" unless they say otherwise.
+            render_mode="rgb_array" unless they set another one.
         vec_env_cls: DummyVecEnv steps them one after the other, SubprocVecEnv in processes.
         vec_env_kwargs: for `vec_env_cls`: `start_method`.
         wrapper_class: applied to each environment.
-        monitor_file: where `VecMonitor` logs episodes, if anywhere.
+        monitor_file: file to which `VecMonitor` logs episodes, or None.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`.
 
     Raises:
         ValueError: see `VecRobometerReward`.
-        TypeError: an environment that is made already; a setting that is none.
+        TypeError: a finished environment; an unknown setting.
         SubEnvironmentError: a worker process could not make its environment.
 
     Example:
@@ -340,7 +331,7 @@ def make_robometer_vec_env(
     """
     check_tasks(task, n_envs)
     read_settings(make_robometer_vec_env, settings)  # before an environment is made
-    make = env_maker(env_id, env_kwargs)
+    make = env_factory(env_id, env_kwargs)
 
     def captured(rank: int) -> gym.Env[Any, Any]:
         env = make()
@@ -353,15 +344,15 @@ def make_robometer_vec_env(
     ]
     try:
         venv = vec_env_cls(makers, **(vec_env_kwargs or {}))
-    except (EOFError, ConnectionError) as error:  # all that SubprocVecEnv has to say
+    except (EOFError, ConnectionError) as error:  # SubprocVecEnv reports no more
         raise SubEnvironmentError(
-            "An environment could not be made in its worker process; what it raised went to its "
+            "An environment could not be made in its worker process; its exception went to its "
             "standard error. vec_env_cls=DummyVecEnv would raise it here."
         ) from error
     try:
         venv.seed(seed)
-        paid = VecRobometerReward(venv, task, reward_model, **settings)
+        rewarded = VecRobometerReward(venv, task, reward_model, **settings)
     except BaseException:
         venv.close()
         raise
-    return VecMonitor(paid, monitor_file)
+    return VecMonitor(rewarded, monitor_file)

@@ -72,7 +72,7 @@ class RewardSettings:
         signal: "delta": the progress made since the previous prediction, 0 between predictions;
             "potential": gamma * progress after - progress before on each step, where progress
             counts as 0 at a true end; "progress": the latest progress on each step.
-            docs/settings.md explains the choice.
+            docs/arguments.md explains the choice.
         gamma: the discount in "potential", in [0, 1]. Pass the agent's own.
         scale: multiplies the signal. Finite.
         success_threshold: a prediction votes "done" when its success probability reaches this.

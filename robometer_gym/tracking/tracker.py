@@ -420,7 +420,7 @@ def find_tracker(env: object) -> EpisodeTracker | None:
         env: an environment of Gymnasium or Stable-Baselines3, scalar or vector.
     """
     layers: Iterator[object] = unwrap(env)
-    trackers = (vars(layer).get("tracker") for layer in layers)
+    trackers = (getattr(layer, "__dict__", {}).get("tracker") for layer in layers)
     return next((found for found in trackers if isinstance(found, EpisodeTracker)), None)
 
 
@@ -428,5 +428,5 @@ def unwrap(env: object) -> Iterator[object]:
     """Yield an environment and everything that it wraps, the outermost first."""
     while env is not None:
         yield env
-        inside = vars(env)
+        inside = getattr(env, "__dict__", {})  # an environment's own `env` may be anything
         env = inside.get("env", inside.get("venv"))

@@ -1,12 +1,10 @@
 """FrameHistory: one episode's frames in bounded memory, and the window shown to the model.
 
-Also shrinks and copies frames before they are kept. Knows nothing of environments, tasks or
-models.
+Also shrinks frames before they are kept. Knows nothing of environments, tasks or models.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, get_args
@@ -16,7 +14,7 @@ from PIL import Image
 
 from robometer_gym.reward_model import Frame
 
-__all__ = ["FrameCopier", "FrameHistory", "Sampling", "linspace_indices", "shrink"]
+__all__ = ["FrameHistory", "Sampling", "linspace_indices", "shrink"]
 
 Sampling = Literal["linspace", "tail", "anchored"]
 
@@ -173,48 +171,3 @@ def shrink(frame: Frame, frame_size: int | None) -> Frame:
     if (size[0] * factor, size[1] * factor) == (width, height):
         return np.asarray(image.reduce(factor))  # the same, three times faster
     return np.asarray(image.resize(size, Image.Resampling.BOX))
-
-
-class FrameCopier:
-    """Copies frames into memory that earlier copies no longer need.
-
-    Fresh memory for a 640x480 frame costs several times the copy itself, because the operating
-    system has to provide it page by page. A copy is overwritten only when
-    nothing references it any more, not even a view: a model may keep any frame.
-
-    Example:
-        >>> import numpy as np
-        >>> copier = FrameCopier()
-        >>> first = copier.copy(np.zeros((4, 4, 3), np.uint8))
-        >>> copier.copy(np.ones((4, 4, 3), np.uint8)) is first
-        False
-    """
-
-    def __init__(self) -> None:
-        self._copies: list[Frame] = []  # the one written last stands last: it may be in the cache
-
-    def copy(self, frame: Frame) -> Frame:
-        """Return a copy of `frame`, (H, W, 3) uint8."""
-        for index in range(len(self._copies) - 1, -1, -1):
-            if _references(self._copies, index) == _UNHELD:
-                copy = self._copies.pop(index)
-                if copy.shape != frame.shape:
-                    continue  # another size: hardly ever wanted again
-                np.copyto(copy, frame)
-                break
-        else:
-            copy = frame.copy()
-            del self._copies[:-_MAX_COPIES]  # all of them are still in use: bound the search
-        self._copies.append(copy)
-        return copy
-
-
-_MAX_COPIES = 256
-
-
-def _references(frames: list[Frame], index: int) -> int:
-    return sys.getrefcount(frames[index])
-
-
-# What this Python counts for a frame that is in a list and nowhere else.
-_UNHELD = _references([np.zeros((1, 1, 3), np.uint8)], 0)

@@ -1,7 +1,7 @@
-"""Where an environment's frames come from, and what may pass as a frame.
+"""Cameras: the sources of an environment's frames, and the check of each frame.
 
-Knows nothing of episodes or models: it is asked for the frames of now, and gives arrays that
-nobody else will write to.
+Knows nothing of episodes or models: it reads the current frames and returns arrays that no
+renderer writes to again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.settings import Camera
-from robometer_gym.tracking.window import FrameCopier, shrink
+from robometer_gym.tracking.window import shrink
 
 __all__ = ["Cameras"]
 
@@ -30,7 +30,7 @@ class Cameras:
     Args:
         camera: see `robometer_gym.tracking.settings.RewardSettings`.
         frame_size: shortest edge of the frames in pixels, or None.
-        env: the environment to be read, to refuse at once what cannot work.
+        env: the environment to read, checked at once for cameras that cannot work.
 
     Raises:
         ValueError: the env was made without render_mode="rgb_array", or its observation has no
@@ -51,35 +51,15 @@ class Cameras:
         env: gym.Env[Any, Any],
     ) -> None:
         if isinstance(camera, Mapping):
-            self._cameras = dict(camera)
+            self._sources = dict(camera)
         else:
-            self._cameras = {camera if isinstance(camera, str) else "camera": camera}
-        self._copiers = {name: FrameCopier() for name in self._cameras}
+            self._sources = {camera if isinstance(camera, str) else "camera": camera}
         self._frame_size = frame_size
-        for source in self._cameras.values():
-            self._check(source, env)
-
-    @staticmethod
-    def _check(source: Camera, env: gym.Env[Any, Any]) -> None:
-        if source == "render":
-            if env.render_mode != "rgb_array":
-                raise ValueError(
-                    "camera='render' needs an env made with render_mode='rgb_array', "
-                    f"got render_mode={env.render_mode!r}: "
-                    "gym.make(..., render_mode='rgb_array'), or give an observation key as camera."
-                )
-        elif isinstance(source, str):
-            space = env.observation_space
-            keys = sorted(space.spaces) if isinstance(space, gym.spaces.Dict) else []
-            if source not in keys:
-                have = f"its keys are {keys}" if keys else f"it is a {type(space).__name__}"
-                raise ValueError(
-                    f"camera {source!r} is not a key of the observation: {have}. "
-                    "Use 'render', a key, or a function of (env, observation)."
-                )
+        for source in self._sources.values():
+            _check_source(source, env)
 
     def read(self, env: gym.Env[Any, Any], observation: Any) -> dict[str, Frame]:
-        """Take one frame from each camera.
+        """Read one frame from each camera.
 
         Args:
             env: the environment, for "render" and functions.
@@ -87,35 +67,55 @@ class Cameras:
 
         Returns:
             Name of the camera to (H, W, 3) uint8 RGB in [0, 255], shrunk to `frame_size`, copied
-            from whatever buffer the source may use again.
+            out of any buffer that the source may write to again.
 
         Raises:
             ValueError: a frame of another shape or dtype, or a black one.
         """
-        return {name: self._take(name, env, observation) for name in self._cameras}
+        frames = {}
+        for name, source in self._sources.items():
+            frame = _read_source(source, env, observation)
+            small = shrink(frame, self._frame_size)
+            frames[name] = frame.copy() if small is frame else small
+        return frames
 
-    def _take(self, name: str, env: gym.Env[Any, Any], observation: Any) -> Frame:
-        frame = self._look(self._cameras[name], env, observation)
-        small = shrink(frame, self._frame_size)
-        return self._copiers[name].copy(frame) if small is frame else small
 
-    def _look(self, source: Camera, env: gym.Env[Any, Any], observation: Any) -> Frame:
-        if source == "render":
-            frame: Any = env.render()
-            if frame is None:
-                raise ValueError(
-                    "env.render() returned None: make the env with render_mode='rgb_array', "
-                    "or give an observation key as camera."
-                )
-            return _check_frame(frame, "env.render()")
-        if isinstance(source, str):
-            if source not in observation:
-                raise ValueError(
-                    f"The observation has no {source!r}, although its space has: "
-                    f"its keys are {sorted(observation)}."
-                )
-            return _check_frame(observation[source], f"observation[{source!r}]")
-        return _check_frame(source(env, observation), "the camera function")
+def _check_source(source: Camera, env: gym.Env[Any, Any]) -> None:
+    if source == "render":
+        if env.render_mode != "rgb_array":
+            raise ValueError(
+                "camera='render' needs an env made with render_mode='rgb_array', "
+                f"got render_mode={env.render_mode!r}: "
+                "gym.make(..., render_mode='rgb_array'), or give an observation key as camera."
+            )
+    elif isinstance(source, str):
+        space = env.observation_space
+        keys = sorted(space.spaces) if isinstance(space, gym.spaces.Dict) else []
+        if source not in keys:
+            have = f"its keys are {keys}" if keys else f"it is a {type(space).__name__}"
+            raise ValueError(
+                f"camera {source!r} is not a key of the observation: {have}. "
+                "Use 'render', a key, or a function of (env, observation)."
+            )
+
+
+def _read_source(source: Camera, env: gym.Env[Any, Any], observation: Any) -> Frame:
+    if source == "render":
+        frame: Any = env.render()
+        if frame is None:
+            raise ValueError(
+                "env.render() returned None: make the env with render_mode='rgb_array', "
+                "or give an observation key as camera."
+            )
+        return _check_frame(frame, "env.render()")
+    if isinstance(source, str):
+        if source not in observation:
+            raise ValueError(
+                f"The observation has no {source!r}, although its space has: "
+                f"its keys are {sorted(observation)}."
+            )
+        return _check_frame(observation[source], f"observation[{source!r}]")
+    return _check_frame(source(env, observation), "the camera function")
 
 
 def _check_frame(frame: Any, source: str) -> Frame:
@@ -126,7 +126,7 @@ def _check_frame(frame: Any, source: str) -> Frame:
             f"Frame from {source} must be (H, W, 3) uint8 RGB; got {tuple(shape)} {dtype}. "
             "Give camera=lambda env, observation: ... that converts it."
         )
-    # Nearly every frame is cleared by its middle row; only a suspect is looked at in full.
+    # The middle row clears nearly every frame; only a suspect is checked in full.
     if not frame[len(frame) // 2].any() and not frame.any():
         raise ValueError(_BLACK.format(source=source))
     return np.asarray(frame)

@@ -1,7 +1,7 @@
-"""What is given as environments: something that makes one, or one of the kind that a wrapper takes.
+"""Env factories and env-kind checks.
 
-Every error says what to give instead. Knows nothing of rewards, and imports no Stable-Baselines3:
-who gives a VecEnv has imported it already.
+Every error names the wrapper or the argument that fits instead. Knows nothing of rewards, and
+imports no Stable-Baselines3: a caller with a VecEnv has imported it already.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-__all__ = ["Kind", "check_kind", "env_maker", "kind_of"]
+__all__ = ["Kind", "check_kind", "env_factory", "kind_of"]
 
 Kind = Literal["gymnasium.Env", "gymnasium.vector.VectorEnv", "VecEnv of Stable-Baselines3"]
 
@@ -27,7 +27,7 @@ _WRAPPERS: dict[Kind, str] = {
 
 
 def kind_of(env: object) -> Kind | None:
-    """Return which kind of environment this is; None where it is none."""
+    """Return the kind of an environment; None if it is no environment."""
     if isinstance(env, gym.Env):
         return "gymnasium.Env"
     if isinstance(env, VectorEnv):
@@ -38,19 +38,21 @@ def kind_of(env: object) -> Kind | None:
     return None
 
 
-def check_kind(env: object, wanted: Kind) -> None:
-    """Refuse what another wrapper takes, or none.
+def check_kind(env: object, expected: Kind) -> None:
+    """Raise unless `env` is of the expected kind.
 
     Raises:
-        TypeError: it is not the `wanted` kind.
+        TypeError: another kind, for which the message names the wrapper, or no environment.
     """
     kind = kind_of(env)
-    if kind != wanted:
-        cure = f", a {kind}: use {_WRAPPERS[kind]}" if kind else ""
-        raise TypeError(f"{_WRAPPERS[wanted]} takes a {wanted}, got {type(env).__name__}{cure}.")
+    if kind != expected:
+        hint = f", a {kind}: use {_WRAPPERS[kind]}" if kind else ""
+        raise TypeError(
+            f"{_WRAPPERS[expected]} takes a {expected}, got {type(env).__name__}{hint}."
+        )
 
 
-def env_maker(
+def env_factory(
     env: str | EnvSpec | Callable[..., gym.Env[Any, Any]], env_kwargs: dict[str, Any] | None
 ) -> Callable[[], gym.Env[Any, Any]]:
     """Return a function that makes one environment.
@@ -58,21 +60,21 @@ def env_maker(
     Args:
         env: an id, a spec, or a function or class that makes an environment.
         env_kwargs: for `gym.make`, or for the function. An id is made with
-            render_mode="rgb_array" unless they say otherwise.
+            render_mode="rgb_array" unless they set another one.
 
     Raises:
-        TypeError: nothing of the kind, such as an environment that is made already.
+        TypeError: none of these, such as a finished environment.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv
-        >>> env_maker(CountingEnv, {"lengths": [4]})().lengths
+        >>> env_factory(CountingEnv, {"lengths": [4]})().lengths
         (4,)
     """
     if isinstance(env, str | EnvSpec):
         return partial(gym.make, env, **{"render_mode": "rgb_array", **(env_kwargs or {})})
     if kind_of(env) or not callable(env):
         raise TypeError(
-            "Each environment is made anew: give an id, a spec, or a function or class that makes "
-            f"one (lambda: ...), not an environment; got {env!r}."
+            "Each environment is made separately: give an id, a spec, or a function or class that "
+            f"makes one (lambda: ...), not an environment; got {env!r}."
         )
     return partial(env, **(env_kwargs or {}))

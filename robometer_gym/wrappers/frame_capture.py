@@ -1,15 +1,15 @@
-"""FrameCapture: the inner wrapper that keeps the frame which a vector environment would lose.
+"""FrameCapture: the inner wrapper that keeps the last frame, which a vector environment loses.
 
-A vector environment resets a sub-environment as soon as its episode ends, and renders it, if asked,
-as it is afterwards. So each sub-environment's frames are taken inside, in its own process, and
-travel with its infos to the outer wrapper, which reads them with `Captures`. Knows nothing of
+A vector environment resets a sub-environment as soon as its episode ends, so a later render shows
+the next episode. FrameCapture reads each sub-environment's frames inside, in its own process; they
+travel with its infos to the outer wrapper, which reads them with `CaptureReader`. Knows nothing of
 models and imports no torch: the workers of a vector environment stay light.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
 import cloudpickle
@@ -20,31 +20,44 @@ from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.events import Event, Start, Step
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.wrappers.cameras import Cameras
-from robometer_gym.wrappers.shared_frames import Inbox, Note, Outbox, Parcel
+from robometer_gym.wrappers.shared_frames import (
+    FrameBundle,
+    SharedFrameReader,
+    SharedFramesRef,
+    SharedFrameWriter,
+)
 
-__all__ = ["CAPTURE", "REWARD", "Capture", "Captures", "FrameCapture", "SubEnvironmentError"]
+__all__ = [
+    "CAPTURE",
+    "REWARD",
+    "Capture",
+    "CaptureReader",
+    "FrameCapture",
+    "SubEnvironmentError",
+    "begin_captures",
+]
 
 CAPTURE = "robometer/capture"
 """The key of a `Capture` in a sub-environment's infos. The outer wrapper takes it out."""
 
 REWARD = "robometer/reward"
-"""Likewise of the environment's own reward, a float in full precision, where no frame is due."""
+"""The key of the environment's own reward, a float in full precision, if no frame is due."""
 
 
 class SubEnvironmentError(RuntimeError):
-    """One environment of several has failed; the message says which one and why."""
+    """One environment of several has failed; the message names it and the cause."""
 
 
 class Capture(NamedTuple):
-    """What one sub-environment says of a reset, or of a step at which a frame is due.
+    """One sub-environment's part of a reset, or of a step at which a frame is due.
 
     `step` is counted from the reset, which is 0; `reward` is the environment's own; `frames` is
-    None where there is an error; `error` is the traceback of what went wrong instead.
+    None if there is an error; `error` is then the traceback.
     """
 
     step: int = 0
     reward: float = 0.0
-    frames: Mapping[str, Frame] | Note | None = None
+    frames: Mapping[str, Frame] | SharedFramesRef | None = None
     error: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Capture:
@@ -53,12 +66,13 @@ class Capture(NamedTuple):
 
 
 class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Takes the frames of one sub-environment for a reward wrapper around all of them.
+    """Captures the frames of one sub-environment for a reward wrapper around all of them.
 
-    The first wrapper around each sub-environment (and outside its `TimeLimit`, which `gym.make`
+    The outermost wrapper around each sub-environment (outside its `TimeLimit`, which `gym.make`
     applies). It renders only at steps whose frame is kept. In a worker process an exception of the
-    environment becomes a message, so that no worker dies of it: the outer wrapper raises it, with
-    the number of the environment. Until an outer wrapper has said what to capture it does nothing.
+    environment becomes a message, so that the worker survives: the outer wrapper raises it, with
+    the index of the environment. Until an outer wrapper begins the capture, it passes everything
+    through.
 
     Args:
         env: the sub-environment.
@@ -74,46 +88,45 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
 
     model_saw_success = False
-    """Set by the outer wrapper where the environment goes on: the next step is a reset."""
+    """Set by the outer wrapper if the environment itself would go on: the next step resets it."""
 
-    raises_as: int | None = None
-    """Set by an outer wrapper in this process, to which an error may go as it is, and at once."""
+    env_index: int | None = None
+    """Set by `begin_captures` in the outer wrapper's process: errors are raised here, with it."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
         self._settings: RewardSettings | None = None
         self._cameras: Cameras | None = None
-        self._tells_rewards = False
-        self._outbox = Outbox()
+        self._sends_rewards = False
+        self._writer = SharedFrameWriter()
         self._steps = 0
-        self._told_at_reset: dict[str, Any] = {}
+        self._reset_info: dict[str, Any] = {}
 
-    def begin_capture(self, settings: bytes, rewards: bool = False) -> str | None:
+    def begin_capture(self, settings: bytes, send_rewards: bool = False) -> str | None:
         """Capture from now on.
 
         Args:
             settings: `RewardSettings`, pickled by cloudpickle: a camera may be a lambda.
-            rewards: say the reward of steps without a frame, too, because the vector environment
-                keeps less of it. It takes time.
+            send_rewards: put the rewards of steps without a frame into the infos as well, for a
+                vector environment that rounds them. It takes time.
 
         Returns:
-            None, or why it cannot be done.
+            None, or the reason why it cannot be done.
         """
         chosen = cloudpickle.loads(settings)
         try:
             self._cameras = Cameras(chosen.camera, chosen.frame_size, self.env)
         except ValueError as error:
             return str(error)
-        self._settings, self._tells_rewards = chosen, rewards
-        # Anew, too: whoever captured before has taken the outbox's memory.
-        self._outbox = Outbox()
+        self._settings, self._sends_rewards = chosen, send_rewards
+        self._writer = SharedFrameWriter()  # an earlier reader has claimed the other's memory
         return None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset, and take the first frame."""
+        """Reset, and capture the first frame."""
         self.model_saw_success = False
         if self._settings is None:
             return self.env.reset(seed=seed, options=options)
@@ -123,67 +136,92 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             observation, info = self.env.reset(seed=seed, options=options)
             if "robometer/progress" in info:
                 raise ValueError("The environment is in a RobometerRewardWrapper already.")
-            capture = Capture(frames=self._look(observation))
+            capture = Capture(frames=self._capture_frames(observation))
         except Exception as error:
-            capture = self._failed(error)
+            capture = self._capture_error(error)
             observation, info = self.observation_space.sample(), {}
-        self._told_at_reset = {**info, CAPTURE: capture}
-        return observation, self._told_at_reset
+        self._reset_info = {**info, CAPTURE: capture}
+        return observation, self._reset_info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Make a step, and take a frame if one is due."""
+        """Make a step, and capture a frame if one is due."""
         if self.model_saw_success:
             observation, info = self.reset()
             return observation, 0.0, False, False, info
         if self._settings is None:
             return self.env.step(action)
         self._steps += 1
-        self._told_at_reset.pop(CAPTURE, None)  # SubprocVecEnv would send it again with each step
+        self._reset_info.pop(CAPTURE, None)  # SubprocVecEnv sends these infos with each step
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             due = self._settings.due(self._steps, bool(terminated or truncated))
             reward = float(reward)
             if due:
-                frames = self._look(observation)
+                frames = self._capture_frames(observation)
                 info = {**info, CAPTURE: Capture(self._steps, reward, frames)}
-            elif self._tells_rewards:
+            elif self._sends_rewards:
                 info = {**info, REWARD: reward}
         except Exception as error:
-            told = {CAPTURE: self._failed(error)}
-            return self.observation_space.sample(), 0.0, False, False, told
+            info = {CAPTURE: self._capture_error(error)}
+            return self.observation_space.sample(), 0.0, False, False, info
         return observation, reward, terminated, truncated, info
 
-    def _look(self, observation: Any) -> Parcel:
+    def _capture_frames(self, observation: Any) -> FrameBundle:
         assert self._cameras is not None, "set together with the settings"
-        return Parcel(self._cameras.read(self.env, observation), self._outbox)
+        return FrameBundle(self._cameras.read(self.env, observation), self._writer)
 
-    def _failed(self, error: Exception) -> Capture:
-        """Say what went wrong; in one process before the next environment is touched."""
-        told = traceback.format_exc()
-        if self.raises_as is not None:
-            raise _failure(self.raises_as, told) from error
-        return Capture(error=told)
+    def _capture_error(self, error: Exception) -> Capture:
+        """Return the error for the outer wrapper; within its process raise it at once.
+
+        At once, because the next environment must not be touched: without MUJOCO_GL the first one
+        raises and the second one aborts the process.
+        """
+        formatted = traceback.format_exc()
+        if self.env_index is not None:
+            raise _sub_env_error(self.env_index, formatted) from error
+        return Capture(error=formatted)
 
 
-def _failure(env: int, told: str) -> SubEnvironmentError:
-    cause = told.strip().splitlines()[-1]
+def begin_captures(
+    core: Any, call: Callable[..., Sequence[Any]], settings: RewardSettings, *, send_rewards: bool
+) -> None:
+    """Begin the capture in all sub-environments of a vector environment.
+
+    Args:
+        core: the vector environment itself, without wrappers.
+        call: its method that calls a method of each sub-environment by name.
+        settings: of the reward.
+        send_rewards: see `FrameCapture.begin_capture`.
+
+    Raises:
+        ValueError: a camera that a sub-environment does not have.
+    """
+    for problem in call("begin_capture", cloudpickle.dumps(settings), send_rewards):
+        if problem is not None:
+            raise ValueError(problem)
+    for index, env in enumerate(getattr(core, "envs", ())):  # none where they are in processes
+        env.set_wrapper_attr("env_index", index)
+
+
+def _sub_env_error(env: int, formatted: str) -> SubEnvironmentError:
+    cause = formatted.strip().splitlines()[-1]
     return SubEnvironmentError(
-        f"Environment {env} failed: {cause}\n\nIn environment {env}:\n{told}"
+        f"Environment {env} failed: {cause}\n\nIn environment {env}:\n{formatted}"
     )
 
 
-class Captures:
-    """Reads what the sub-environments sent.
+class CaptureReader:
+    """Turns captures into the events of an EpisodeTracker.
 
     Example:
         >>> import numpy as np
         >>> frames = {"render": np.full((4, 4, 3), 9, np.uint8)}
-        >>> Captures().event(3, Capture(frames=frames), "open the drawer").env
+        >>> CaptureReader().event(3, Capture(frames=frames), "open the drawer").env
         3
     """
 
     def __init__(self) -> None:
-        self._inbox = Inbox()
+        self._frames = SharedFrameReader()
 
     def event(
         self,
@@ -194,13 +232,13 @@ class Captures:
         truncated: bool = False,
         true_success: bool | None = None,
     ) -> Event:
-        """Return what has happened in one environment, for the EpisodeTracker.
+        """Return one environment's event for the EpisodeTracker.
 
         Args:
-            env: its number.
-            capture: what it sent.
+            env: its index.
+            capture: from its infos.
             task: of the episode, if this is the start of one.
-            terminated: what the vector environment said of it.
+            terminated: from the vector environment.
             truncated: likewise.
             true_success: the environment's own, from its infos.
 
@@ -208,8 +246,8 @@ class Captures:
             SubEnvironmentError: the environment failed.
         """
         if capture.error is not None:
-            raise _failure(env, capture.error)
-        frames = None if capture.frames is None else self._inbox.open(capture.frames)
+            raise _sub_env_error(env, capture.error)
+        frames = None if capture.frames is None else self._frames.read(capture.frames)
         if capture.step == 0:
             assert frames is not None, "a reset is always captured"
             return Start(env, task, frames)

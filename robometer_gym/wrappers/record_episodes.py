@@ -1,13 +1,12 @@
-"""RecordEpisodes: every episode of an environment goes into a folder, as a video with its task.
+"""RecordEpisodes: a wrapper that writes every episode into a folder, as a video with its task.
 
-Knows nothing of how a folder of episodes is written, or of reward models; of their wrapper it
-asks only the task.
+Knows nothing of the format of the folder, or of reward models; from their wrapper it reads only
+the task.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat, cast
@@ -17,6 +16,7 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from robometer_gym.data.episodes import Episode, EpisodeWriter, Outcome
+from robometer_gym.data.video import check_rate
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.settings import Camera, RewardSettings
 from robometer_gym.validation import check_task
@@ -27,42 +27,43 @@ __all__ = ["RecordEpisodes"]
 
 logger = logging.getLogger(__name__)
 
-_USUAL_FPS = 20.0  # of an environment that does not tell
+_DEFAULT_FPS = 20.0  # for an environment without "render_fps"
 
 
 class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Writes each episode that comes to its end into a folder, for `read_episodes`.
+    """A wrapper that writes each completed episode into a folder, for `read_episodes`.
 
-    All its frames are written: the one at reset and the one after each step, the last included.
-    Observations, rewards, infos, seeds and the environment's random state are left alone. An
+    All frames are written: the one at reset and the one after each step, the last included.
+    Observations, rewards, infos, seeds and the environment's random state stay unchanged. An
     episode that `reset`, `close` or an error cuts short is not written, with a warning in the log:
-    nobody can say how it would have gone. Steps after the end are not recorded either.
+    its outcome is unknown. Steps after the end are not recorded either.
 
     The task is the one of `reset(options={"task": ...})`; else `task`; else `info["task"]` at
     reset; else the task of a RobometerRewardWrapper inside. Around such a wrapper the episodes are
-    those that the agent sees, and `info["is_success"]` is the model's opinion where the environment
-    has none; inside it an episode goes on after a detected success, and is cut short by the reset.
+    those that the agent sees, and `info["is_success"]` is the success detector's if the environment
+    reports none; inside it an episode continues after a detected success until the reset, which
+    cuts it short.
 
     Copies of an environment may write into one folder, also from several processes.
 
     Args:
-        env: any environment; made with render_mode="rgb_array" unless `camera` says otherwise.
-        folder: where the episodes go; one that has some already gets more of them.
-        task: what the robot should do, in words.
-        camera: where frames come from: "render"; a key of the observation, whose value is
+        env: any environment; made with render_mode="rgb_array" if `camera` is "render".
+        folder: folder of the episodes; new ones are added to those that it has.
+        task: the instruction.
+        camera: source of the frames: "render"; a key of the observation, whose value is
             (H, W, 3) uint8; or a function of (env, observation) that returns such a frame.
         frame_size: frames are shrunk so that their shortest edge is this many pixels; never
             enlarged. None keeps the source's size.
-        outcome: says from the last step's info how the episode went: "successful", "suboptimal" or
-            "failure". By default it is "successful" or "failure", by `info["is_success"]` or, where
-            there is none, `info["success"]`.
+        outcome: function of the last step's info that returns "successful", "suboptimal" or
+            "failure". By default the outcome is "successful" or "failure", by `info["is_success"]`
+            or, if there is none, `info["success"]`.
         fps: frames per second of the videos; by default `env.metadata["render_fps"]`, or 20.
 
     Raises:
         ValueError: a setting out of range, a camera that the env does not have, an empty task; at
             reset, no task; at reset and step, a frame that is black or not (H, W, 3) uint8; at the
-            last step, an outcome that nobody tells.
-        TypeError: a setting of the wrong kind.
+            last step, an unknown outcome.
+        TypeError: a setting of the wrong type.
         MissingDependencyError: at the end of the first episode, PyAV is missing.
 
     Example:
@@ -97,51 +98,55 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
                 f"(env, observation); got {camera!r}. Wrap it again, with another folder, for each "
                 "further camera."
             )
-        chosen = RewardSettings(camera=camera, frame_size=frame_size)
+        settings = RewardSettings(camera=camera, frame_size=frame_size)
         RecordConstructorArgs.__init__(
             self,
             _disable_deepcopy=True,
             folder=os.fspath(folder),
             task=task,
             camera=camera,
-            frame_size=chosen.frame_size,
+            frame_size=settings.frame_size,
             outcome=outcome,
             fps=fps,
         )
         gym.Wrapper.__init__(self, env)
         self._given_task = None if task is None else check_task(task)
-        self._cameras = Cameras(camera, chosen.frame_size, env)
-        self._outcome = outcome or _told_success
-        self._fps = _choose_fps(env, fps)
-        self._frames: list[Frame] = []  # of the running episode: empty while none is recorded
+        self._cameras = Cameras(camera, settings.frame_size, env)
+        self._outcome = outcome or _reported_outcome
+        self._fps = float(env.metadata.get("render_fps") or _DEFAULT_FPS if fps is None else fps)
+        check_rate("fps", self._fps)
+        self._frames: list[Frame] = []  # of the running episode; empty if none is recorded
         self._task = ""
         self._writer = EpisodeWriter(folder)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode and take its first frame.
+        """Start an episode and record its first frame.
 
         Args:
-            seed: goes to the environment.
-            options: goes to the environment; "task" is this episode's instruction.
+            seed: passed to the environment.
+            options: passed to the environment; "task" is this episode's instruction.
         """
         task = (options or {}).get("task")
         task = self._given_task if task is None else check_task(task)
         self._drop("reset()")
         observation, info = self.env.reset(seed=seed, options=options)
         self._task = self._find_task(info) if task is None else task
-        self._frames = [self._look(observation)]
+        self._frames = [self._read_frame(observation)]
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Make one step and take its frame; write the episode if this was the last."""
+        """Take one step and record its frame; write the episode if it ends."""
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             if self._frames:
-                self._frames.append(self._look(observation))
+                self._frames.append(self._read_frame(observation))
                 if terminated or truncated:
-                    self._write(info)
+                    outcome = cast(Outcome, self._outcome(info))  # Episode checks it
+                    episode = Episode(np.stack(self._frames), self._task, outcome)
+                    self._writer.write(episode, self._fps)
+                    self._frames = []
         except BaseException as error:
             self._drop(type(error).__name__)
             raise
@@ -152,12 +157,12 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._drop("close()")
         super().close()
 
-    def _look(self, observation: Any) -> Frame:
+    def _read_frame(self, observation: Any) -> Frame:
         (frame,) = self._cameras.read(self.env, observation).values()
         if self._frames and frame.shape != self._frames[0].shape:
             raise ValueError(
                 f"An episode's frames must be of one size, got {frame.shape} after "
-                f"{self._frames[0].shape}. Give camera=lambda env, observation: ... that resizes."
+                f"{self._frames[0].shape}. Pass camera=lambda env, observation: ... that resizes."
             )
         return frame
 
@@ -170,15 +175,10 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
                 return env.task
             env = env.env
         raise ValueError(
-            "This episode has no task: the info at reset has no sentence as 'task', its keys are "
-            f"{list(info)}. Give RecordEpisodes(..., task='open the drawer') or "
+            "This episode has no task: its info at reset has no text as 'task', its keys are "
+            f"{list(info)}. Pass RecordEpisodes(..., task='open the drawer') or "
             "reset(options={'task': 'open the drawer'})."
         )
-
-    def _write(self, info: dict[str, Any]) -> None:
-        outcome = cast(Outcome, self._outcome(info))  # Episode checks it
-        self._writer.write(Episode(np.stack(self._frames), self._task, outcome), self._fps)
-        self._frames = []
 
     def _drop(self, cause: str) -> None:
         if len(self._frames) > 1:
@@ -191,20 +191,12 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._frames = []
 
 
-def _told_success(info: dict[str, Any]) -> Outcome:
+def _reported_outcome(info: dict[str, Any]) -> Outcome:
     for key in ("is_success", "success"):
         if key in info:
             return "successful" if info[key] else "failure"
     raise ValueError(
-        "How did the episode go? The last step's info has neither 'is_success' nor 'success', its "
-        f"keys are {list(info)}. Give RecordEpisodes(..., outcome=lambda info: 'successful'), or "
+        "The outcome is unknown: the last step's info has neither 'is_success' nor 'success', its "
+        f"keys are {list(info)}. Pass RecordEpisodes(..., outcome=lambda info: 'successful'), or "
         "'suboptimal', or 'failure'."
     )
-
-
-def _choose_fps(env: gym.Env[Any, Any], fps: float | None) -> float:
-    if fps is None:
-        fps = env.metadata.get("render_fps") or _USUAL_FPS
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps must be a number of frames per second > 0, got {fps!r}.")
-    return float(fps)

@@ -1,7 +1,7 @@
-"""Frames from a worker process to the main one, through memory that both see.
+"""Shared-memory transport of frames from worker processes to the main one.
 
-A frame of 320x240 takes half a millisecond of the main process through a pipe, and a fiftieth of
-that through shared memory. Knows nothing of environments.
+A 320x240 frame costs the main process half a millisecond through a pipe, and a fiftieth of that
+through shared memory. Knows nothing of environments.
 """
 
 from __future__ import annotations
@@ -16,97 +16,100 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robometer_gym.reward_model import Frame
-from robometer_gym.tracking.window import FrameCopier
 
-__all__ = ["Inbox", "Note", "Outbox", "Parcel", "remove_leftovers"]
+__all__ = [
+    "FrameBundle",
+    "SharedFrameReader",
+    "SharedFrameWriter",
+    "SharedFramesRef",
+    "remove_leftovers",
+]
 
-_SHARED = "/dev/shm"  # memory that looks like a folder; elsewhere a file is mapped
+_SHARED_MEMORY = "/dev/shm"  # on Linux; elsewhere a temporary file is mapped
 
 
-class Note(NamedTuple):
-    """Where the frames of a parcel lie: in which file, from which byte, and of which shapes."""
+class SharedFramesRef(NamedTuple):
+    """The place of a bundle's frames: file, byte offset, and shape by camera."""
 
     path: str
     offset: int
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-class Parcel(dict[str, Frame]):
-    """Frames by camera. Within a process they are what they are; pickled, they become a `Note`.
+class FrameBundle(dict[str, Frame]):
+    """Frames by camera; pickled, they become a `SharedFramesRef`.
 
     Args:
         frames: name of the camera to (H, W, 3) uint8.
-        outbox: where they are put when the parcel is pickled.
+        writer: writes them to shared memory when the bundle is pickled.
     """
 
-    def __init__(self, frames: Mapping[str, Frame], outbox: Outbox) -> None:
+    def __init__(self, frames: Mapping[str, Frame], writer: SharedFrameWriter) -> None:
         super().__init__(frames)
-        self._outbox = outbox
-        self._note: Note | None = None
+        self._writer = writer
+        self._ref: SharedFramesRef | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         try:
-            # Once: SubprocVecEnv sends the infos of a reset again with each step.
-            self._note = self._note or self._outbox.put(self)
-        except OSError:  # no room: the frames go through the pipe, slowly
+            # Written once: SubprocVecEnv sends the infos of a reset again with each step.
+            self._ref = self._ref or self._writer.write(self)
+        except OSError:  # no memory left: the frames go through the pipe, slowly
             return dict, (dict(self),)
-        return Note, tuple(self._note)
+        return SharedFramesRef, tuple(self._ref)
 
 
-class Outbox:
-    """The sender's side: memory for the frames of two parcels.
+class SharedFrameWriter:
+    """The sender's side: shared memory for two bundles.
 
-    Two, because the last frame of an episode and the first of the next travel together. A parcel
-    is overwritten by the one after the next, so the receiver has to open each before it asks for
-    more.
+    Two, because the last frame of an episode and the first of the next travel together. The bundle
+    after the next overwrites a bundle, so the receiver reads each before it requests more.
 
     Example:
         >>> import pickle
-        >>> parcel = Parcel({"render": np.full((4, 4, 3), 7, np.uint8)}, Outbox())
-        >>> note = pickle.loads(pickle.dumps(parcel))
-        >>> int(Inbox().open(note)["render"][0, 0, 0])
+        >>> bundle = FrameBundle({"render": np.full((4, 4, 3), 7, np.uint8)}, SharedFrameWriter())
+        >>> ref = pickle.loads(pickle.dumps(bundle))
+        >>> int(SharedFrameReader().read(ref)["render"][0, 0, 0])
         7
     """
 
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
         self._path = ""
-        self._room = 0  # bytes for one parcel
+        self._bundle_bytes = 0
         self._second = False
 
-    def put(self, frames: Mapping[str, Frame]) -> Note:
+    def write(self, frames: Mapping[str, Frame]) -> SharedFramesRef:
         """Write frames where the receiver can read them.
 
         Raises:
             OSError: there is no memory for them.
         """
         needed = sum(frame.nbytes for frame in frames.values())
-        if self._memory is None or needed > self._room:
-            self._path, self._memory = _new_memory(2 * needed)
-            self._room, self._second = needed, False
-        offset = start = self._room if self._second else 0
+        if self._memory is None or needed > self._bundle_bytes:
+            self._path, self._memory = _create_memory(2 * needed)
+            self._bundle_bytes, self._second = needed, False
+        offset = start = self._bundle_bytes if self._second else 0
         self._second = not self._second
         for frame in frames.values():
             np.frombuffer(self._memory, np.uint8, frame.nbytes, start)[:] = frame.reshape(-1)
             start += frame.nbytes
         shapes = tuple((camera, frame.shape) for camera, frame in frames.items())
-        return Note(self._path, offset, shapes)
+        return SharedFramesRef(self._path, offset, shapes)
 
 
-class Inbox:
-    """The receiver's side: opens parcels from any number of senders."""
+class SharedFrameReader:
+    """The receiver's side: reads the bundles of any number of senders."""
 
     def __init__(self) -> None:
         self._memories: dict[str, mmap.mmap] = {}
-        self._copiers: dict[tuple[str, str], FrameCopier] = {}
 
-    def open(self, sent: Mapping[str, Frame] | Note) -> Mapping[str, Frame]:
-        """Return the frames, as they came or copied from where the sender will write again.
+    def read(self, sent: Mapping[str, Frame] | SharedFramesRef) -> Mapping[str, Frame]:
+        """Return the frames, copied out of shared memory if they are there.
 
         Args:
-            sent: a parcel that never left this process, or what it became on its way here.
+            sent: a bundle that never left this process, or what it was unpickled to.
         """
-        if not isinstance(sent, Note):
+        if not isinstance(sent, SharedFramesRef):
             return sent
         memory = self._memories.get(sent.path)
         if memory is None:
@@ -114,29 +117,27 @@ class Inbox:
         frames, start = {}, sent.offset
         for camera, shape in sent.shapes:
             size = shape[0] * shape[1] * shape[2]
-            copier = self._copiers.setdefault((sent.path, camera), FrameCopier())
-            seen = np.frombuffer(memory, np.uint8, size, start).reshape(shape)
-            frames[camera] = copier.copy(seen)
+            frames[camera] = np.frombuffer(memory, np.uint8, size, start).reshape(shape).copy()
             start += size
         return frames
 
 
 def remove_leftovers(pid: int) -> None:
-    """Remove the memory of a sender that has ended where no receiver has claimed it.
+    """Remove the shared memory of an ended sender that no receiver has claimed.
 
     Args:
-        pid: of the process that sent.
+        pid: the sender's process id.
     """
     for path in glob(os.path.join(_folder(), f"frames-{pid}-*")):
         os.unlink(path)
 
 
 def _folder() -> str:
-    return _SHARED if os.path.isdir(_SHARED) else tempfile.gettempdir()
+    return _SHARED_MEMORY if os.path.isdir(_SHARED_MEMORY) else tempfile.gettempdir()
 
 
-def _new_memory(size: int) -> tuple[str, mmap.mmap]:
-    """Make a file of zeros and map it. Written, not just stretched: a full disk is noticed now."""
+def _create_memory(size: int) -> tuple[str, mmap.mmap]:
+    """Create a file and map it. Zeros are written: a full disk raises here, not at a frame."""
     descriptor, path = tempfile.mkstemp("", f"frames-{os.getpid()}-", _folder())
     try:
         with os.fdopen(descriptor, "r+b") as file:
@@ -144,12 +145,12 @@ def _new_memory(size: int) -> tuple[str, mmap.mmap]:
             file.flush()
             return path, mmap.mmap(descriptor, size)
     except OSError:
-        os.unlink(path)  # or what there was of room would be gone as well
+        os.unlink(path)  # or the remaining memory would be taken as well
         raise
 
 
 def _claim_memory(path: str) -> mmap.mmap:
-    """Map a file and remove its name: the memory is freed when both processes are done with it."""
+    """Map a file and remove its name: the memory is freed once both processes drop it."""
     with open(path, "r+b") as file:
         memory = mmap.mmap(file.fileno(), 0)
     os.unlink(path)

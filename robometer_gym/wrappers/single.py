@@ -1,7 +1,7 @@
 """RobometerRewardWrapper: the reward of one Gymnasium environment from its camera.
 
-Brings the EpisodeTracker what `gymnasium.Env` says and takes back what it decides. Knows nothing
-of when a prediction is due, of windows, or of how progress becomes a reward.
+Passes the environment's steps to the EpisodeTracker as events and returns its outcomes. Knows
+nothing of when a prediction is due, of windows, or of how progress becomes a reward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from robometer_gym.tracking.settings import (
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker
+from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
 from robometer_gym.validation import check_task
 from robometer_gym.wrappers.cameras import Cameras
 from robometer_gym.wrappers.env_kinds import check_kind
@@ -35,44 +35,33 @@ from robometer_gym.wrappers.env_kinds import check_kind
 __all__ = ["RobometerRewardWrapper"]
 
 
-def _check_unwrapped(env: gym.Env[Any, Any]) -> None:
-    """Refuse an environment that is paid by a model already: its reward is not its own."""
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, RobometerRewardWrapper):
-            raise ValueError(
-                "This environment is in a RobometerRewardWrapper already. For several cameras give "
-                "camera a dict; for other settings make the environment anew."
-            )
-        env = env.env
-
-
 @expose_settings_in_signature
 class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Pays the agent from the camera, and ends the episode when it sees success.
+    """Replaces or shapes the reward from the camera, and ends the episode at detected success.
 
     A prediction is made at reset (the baseline), every `predict_every` steps, and at the last
-    step. Frames are taken only then. Observations, seeds and the environment's random state are
-    left alone. Wrap it outside `TimeLimit` (which `gym.make` applies) and inside
-    `RecordEpisodeStatistics` or SB3's `Monitor`, so that they count what the agent is paid.
+    step. Frames are taken only then. Observations, seeds and the environment's random state stay
+    as they are. Wrap it outside `TimeLimit` (which `gym.make` applies) and inside
+    `RecordEpisodeStatistics` or SB3's `Monitor`, so that they count the agent's reward.
 
-    `step` returns the reward as a float; `terminated` also where the model detected success; and
-    adds to `info`:
+    `step` returns the reward as a float; `terminated` is also True if the model detected success;
+    and `info` gets:
 
     - `robometer/progress`: the latest progress, in [0, 1]; NaN while none is known.
     - `robometer/success_prob`: the latest success probability, in [0, 1]; NaN likewise.
     - `robometer/success`: bool, whether success was detected in this episode.
     - `robometer/predicted`: bool, whether there was a prediction at this very step.
-    - `env_reward`: the environment's own reward, untouched.
+    - `env_reward`: the environment's own reward, unchanged.
     - `is_success`: only at the end, and only if the environment reports neither `is_success` nor
-      `success` itself: whether success was detected. Else it is the environment's, untouched.
-    - `robometer/errors`: where `on_error` is not "raise", how many predictions have failed.
+      `success` itself: whether success was detected. Else it is the environment's, unchanged.
+    - `robometer/errors`: unless `on_error` is "raise", the number of failed predictions.
 
     `reset` adds the `robometer/...` infos of the baseline. `reset(options={"task": ...})` changes
     the task for that episode; all options go on to the environment.
 
     Args:
-        env: any environment; made with render_mode="rgb_array" unless `camera` says otherwise.
-        task: what the robot should do, in words.
+        env: any environment; made with render_mode="rgb_array" unless `camera` needs no render.
+        task: the robot's instruction, in words.
         reward_model: a hub id or a folder, loaded at the first reset and once per process; "demo";
             or any object with `predict`, which copies of this wrapper's spec then share.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
@@ -81,11 +70,11 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         ValueError: an environment that is wrapped already, a setting out of range, a camera that
             the env does not have, an empty task; at reset and step, a frame that is black or not
             (H, W, 3) uint8.
-        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
-        ResetNeeded: `step` before `reset`, or after the episode has ended; a frame that was
-            refused ends it, a model that failed does not.
+        TypeError: an environment or a setting of the wrong kind, or an unknown setting.
+        ResetNeeded: `step` before `reset`, or after the episode has ended; a refused frame ends
+            it, a failed prediction does not.
         CheckpointError: at the first reset, a model that cannot be loaded.
-        RewardModelError: an answer of the model that is no prediction (a NaN, say).
+        RewardModelError: predictions of the model that are invalid (a NaN, say).
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -110,7 +99,11 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         **settings: Unpack[RewardOptions],
     ) -> None:
         check_kind(env, "gymnasium.Env")
-        _check_unwrapped(env)
+        if find_tracker(env) is not None:
+            raise ValueError(
+                "This environment is in a RobometerRewardWrapper already. For several cameras give "
+                "camera a dict; for other settings make the environment again."
+            )
         chosen = read_settings(RobometerRewardWrapper, settings)
         model = LazyRewardModel.of(reward_model)
         self._task = check_task(task)
@@ -123,13 +116,13 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         )
         gym.Wrapper.__init__(self, env)
         self._cameras = Cameras(chosen.camera, chosen.frame_size, env)
+        self._reward_model = model
         self.tracker = EpisodeTracker(chosen, model)
         """Follows the episode; `RecordTraces` and other listeners attach to it."""
-        self._reward_model = model
 
     @property
     def task(self) -> str:
-        """The instruction of the current episode; before the first, the one given at the start."""
+        """The instruction of the current episode; before the first, the constructor's."""
         return self.tracker.tasks([self._task])[0]
 
     def reset(
@@ -147,11 +140,11 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         self._reward_model.load()  # before the first frame is drawn
         observation, info = self.env.reset(seed=seed, options=options)
         frames = self._cameras.read(self.env, observation)
-        (begun,) = self.tracker.advance([Start(0, task, frames)])
-        return observation, {**info, **begun.info}
+        (outcome,) = self.tracker.advance([Start(0, task, frames)])
+        return observation, {**info, **outcome.info}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Make one step and pay for it; see the class for what `info` holds."""
+        """Make one step and compute its reward; see the class for the infos."""
         if not self.tracker.running(0):
             raise ResetNeeded(
                 "No episode is running: call reset() first. "
@@ -164,7 +157,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             reward=float(reward),
             terminated=bool(terminated),
             truncated=bool(truncated),
-            frames=self._look(observation) if due else None,
+            frames=self._read_frames(observation) if due else None,
             true_success=read_true_success(info),
         )
         (outcome,) = self.tracker.advance([step])
@@ -176,11 +169,11 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             {**info, **outcome.info},
         )
 
-    def _look(self, observation: Any) -> dict[str, Frame]:
+    def _read_frames(self, observation: Any) -> dict[str, Frame]:
         try:
             return self._cameras.read(self.env, observation)
         except BaseException:
-            self.tracker.end(0)  # a frame is missing: what was seen no longer fits
+            self.tracker.end(0)  # a frame is missing: the window no longer fits the episode
             raise
 
     def close(self) -> None:

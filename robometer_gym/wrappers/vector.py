@@ -1,7 +1,8 @@
 """RobometerVectorRewardWrapper: the reward of many Gymnasium environments from their cameras.
 
-Brings the EpisodeTracker what `gymnasium.vector` says, in each of its autoreset modes, and takes
-back what it decides. Knows nothing of when a prediction is due or of how progress becomes a reward.
+Passes the steps of a `gymnasium.vector` environment, in each of its autoreset modes, to the
+EpisodeTracker as events and returns its outcomes. Knows nothing of when a prediction is due or of
+how progress becomes a reward.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -31,22 +31,25 @@ from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel, 
 from robometer_gym.tracking.events import Event, Step
 from robometer_gym.tracking.settings import (
     RewardOptions,
-    RewardSettings,
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker
+from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
 from robometer_gym.validation import check_task, check_tasks
-from robometer_gym.wrappers.env_kinds import check_kind, env_maker
-from robometer_gym.wrappers.frame_capture import Capture, Captures, FrameCapture
+from robometer_gym.wrappers.env_kinds import check_kind, env_factory
+from robometer_gym.wrappers.frame_capture import (
+    CaptureReader,
+    FrameCapture,
+    begin_captures,
+)
 from robometer_gym.wrappers.vector_infos import (
     Infos,
     merge_env_infos,
     read_true_successes,
     take_captures,
-    take_one,
+    take_env_infos,
 )
-from robometer_gym.wrappers.worker_failures import close_workers, naming_dead_workers
+from robometer_gym.wrappers.worker_failures import close_workers, report_dead_workers
 
 __all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
 
@@ -58,41 +61,41 @@ else:
 
 @expose_settings_in_signature
 class RobometerVectorRewardWrapper(_VectorWrapper):
-    """Pays the agents from their cameras, and ends each episode where it sees success.
+    """Replaces or shapes the rewards from the cameras, and ends episodes at detected success.
 
     The same rewards, ends and infos as `RobometerRewardWrapper` gives for the same episodes, in
     every autoreset mode. Predictions that are due at one step are made in one batch, by one model
-    in this process. (Where a verdict of the model resets an environment in the same step, its new
+    in this process. (If a detected success resets an environment in the same step, its new
     baseline takes a second call.)
 
-    Where an episode ends because the model saw success, that sub-environment is really reset, and
-    no other: at the next step under NEXT_STEP, where its action is ignored and 0.0 is paid; in the
-    same step under SAME_STEP, with `final_obs` and `final_info`; by you under DISABLED, with
+    A detected success really resets its sub-environment, and no other: at the next step under
+    NEXT_STEP, which ignores its action and has the reward 0.0; in the same step under SAME_STEP,
+    with `final_obs` and `final_info`; under DISABLED when you call
     `reset(options={"reset_mask": ...})`. The reset transition is never scored.
 
     `make_robometer_vec` builds the whole stack. By hand: `FrameCapture` around each
     sub-environment, this outside, `gymnasium.wrappers.vector.RecordEpisodeStatistics` outside this.
 
-    `infos` has what `RobometerRewardWrapper` describes, as arrays (N,) with a mask beside each, as
-    Gymnasium does; under SAME_STEP the last step's are in `infos["final_info"]`. A
+    `infos` has the entries that `RobometerRewardWrapper` describes, as arrays (N,) with a mask
+    beside each, like Gymnasium's; under SAME_STEP the last step's are in `infos["final_info"]`.
     `reset(options={"task": ...})` changes the task of the episodes that begin with it.
 
     Args:
         env: a `SyncVectorEnv` or `AsyncVectorEnv` whose sub-environments are in `FrameCapture`.
-        task: what the robots should do, in words: one for all, or one for each environment.
+        task: the robots' instruction, in words: one for all, or one for each environment.
         reward_model: see `RobometerRewardWrapper`. It lives in this process; workers have none.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
 
     Raises:
         ValueError: sub-environments without `FrameCapture`, one that is wrapped already, a setting
             out of range, a camera that the env does not have, an empty task.
-        TypeError: an environment or a setting of the wrong kind, or a setting that is none.
-        ResetNeeded: `step` before `reset`, or after an error, or where an episode has ended and
-            nobody resets it.
+        TypeError: an environment or a setting of the wrong kind, or an unknown setting.
+        ResetNeeded: `step` before `reset`, after an error, or while an ended episode waits for
+            its reset.
         SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
             worker died. All episodes are over then.
         CheckpointError: at the first reset, a model that cannot be loaded.
-        RewardModelError: an answer of the model that is no prediction; the episodes are over, too.
+        RewardModelError: predictions of the model that are invalid; the episodes are over, too.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -115,7 +118,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         **settings: Unpack[RewardOptions],
     ) -> None:
         check_kind(env, "gymnasium.vector.VectorEnv")
-        _check_unwrapped(env)
+        if find_tracker(env) is not None:
+            raise ValueError("These environments are in a RobometerVectorRewardWrapper already.")
         chosen = read_settings(RobometerVectorRewardWrapper, settings)
         self._tasks = check_tasks(task, env.num_envs)
         self._reward_model = LazyRewardModel.of(reward_model)
@@ -123,32 +127,27 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         """Follows the episodes; `RecordTraces` and other listeners attach to it."""
         super().__init__(env)
         self._core: Any = env.unwrapped
-        self._captures = Captures()
-        self._begin_capture(chosen)
-        # Not from the metadata: in Gymnasium 1.1 all vector environments of a class share them.
-        self._mode: AutoresetMode = self._core.autoreset_mode  # type: ignore[attr-defined]
-        self._begins_next = [False] * self.num_envs  # under NEXT_STEP, where an episode has ended
-
-    def _begin_capture(self, settings: RewardSettings) -> None:
-        """Tell the inner wrappers which frames are wanted."""
+        self._captures = CaptureReader()
         if not hasattr(self._core, "call"):
             raise ValueError(
-                f"{self._core} has no sub-environments whose frames could be taken. Give a "
+                f"{self._core} has no sub-environments to capture frames in. Give a "
                 "SyncVectorEnv or an AsyncVectorEnv, as make_robometer_vec does."
             )
-        with naming_dead_workers(self._core):
-            captured = self._core.call("has_wrapper_attr", "begin_capture")
-            if not all(captured):
+        with report_dead_workers(self._core):
+            if not all(self._core.call("has_wrapper_attr", "begin_capture")):
                 raise ValueError(
                     "Each sub-environment must be in a FrameCapture, or its last frame would be "
                     "lost: gym.make_vec(..., wrappers=[FrameCapture]), or make_robometer_vec."
                 )
-            problems = self._core.call("begin_capture", cloudpickle.dumps(settings))
-            if not hasattr(self._core, "processes"):
-                self._core.set_attr("raises_as", list(range(self.num_envs)))
-        for problem in problems:
-            if problem is not None:
-                raise ValueError(problem)
+            begin_captures(self._core, self._core.call, chosen, send_rewards=False)
+        self._resets_next_step = [False] * self.num_envs  # under NEXT_STEP, after an end
+
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """The autoreset mode of the vector environment."""
+        # Not from the metadata: in Gymnasium 1.1 all vector environments of a class share them.
+        mode: AutoresetMode = self._core.autoreset_mode
+        return mode
 
     @property
     def tasks(self) -> list[str]:
@@ -166,9 +165,9 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         Args:
             seed: goes to the environments.
             options: goes to the environments; "task" is the instruction of the episodes that begin
-                now, and "reset_mask", (N,) bool, says which do; a wrong one changes nothing.
+                now, "reset_mask", (N,) bool, selects them; a wrong mask changes nothing.
         """
-        options = {} if options is None else dict(options)  # Gymnasium takes the mask out of it
+        options = dict(options or {})  # Gymnasium takes the mask out of it
         task = options.get("task")
         tasks = self._tasks if task is None else [check_task(task)] * self.num_envs
         if "reset_mask" in options:
@@ -182,18 +181,18 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
     def step(
         self, actions: Any
     ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
-        """Step all environments and pay for it; see the class for what `infos` holds."""
+        """Step all environments and compute their rewards; see the class for the infos."""
         self._check_running()
         try:
             return self._step(actions)
         except BaseException:
-            self._end_all()  # what the others have done is lost: all begin anew
+            self._end_all()  # the other environments' steps are lost: all need a reset
             raise
 
     def _check_running(self) -> None:
-        """Refuse to step an environment that waits for its reset, before anything has moved."""
+        """Refuse to step an environment that waits for its reset, before any has moved."""
         for env in self.tracker.idle():
-            if not self._begins_next[env]:
+            if not self._resets_next_step[env]:
                 raise ResetNeeded(
                     f"No episode is running in environment {env}: call reset() first. (An episode "
                     "also ends when success is detected, and all of them at an error; with "
@@ -202,71 +201,66 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
 
     def _end_all(self) -> None:
         self.tracker.close()
-        self._begins_next = [False] * self.num_envs
+        self._resets_next_step = [False] * self.num_envs
 
-    def _reset(
-        self, tasks: Sequence[str], seed: int | list[int | None] | None, options: dict[str, Any]
-    ) -> tuple[Any, Infos]:
+    def _reset(self, tasks: Sequence[str], seed: Any, options: dict[str, Any]) -> tuple[Any, Infos]:
         self._reward_model.load()  # before the first frame is drawn
-        with naming_dead_workers(self._core):
-            observations, infos = self.env.reset(
-                seed=seed,  # type: ignore[arg-type] # a list will do, too
-                options=options or None,
-            )
+        with report_dead_workers(self._core):
+            observations, infos = self.env.reset(seed=seed, options=options or None)
         starts = [
-            self._captures.event(env, said, tasks[env])
-            for env, said in take_captures(infos).items()
+            self._captures.event(env, capture, tasks[env])
+            for env, capture in take_captures(infos).items()
         ]
         outcomes = self.tracker.advance(starts)
-        told = [(start.env, o.info) for start, o in zip(starts, outcomes, strict=True)]
-        merge_env_infos(infos, told, self.num_envs)
+        updates = [(start.env, o.info) for start, o in zip(starts, outcomes, strict=True)]
+        merge_env_infos(infos, updates, self.num_envs)
         return observations, infos
 
     def _step(
         self, actions: Any
     ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
-        with naming_dead_workers(self._core):
+        with report_dead_workers(self._core):
             observations, rewards, terminations, truncations, infos = self.env.step(actions)
-        ended = list(zip(terminations.tolist(), truncations.tolist(), strict=True))
-        # Under SAME_STEP what was said of the last step of an episode stands apart.
-        final = infos.get("final_info", {})
-        successes = read_true_successes(final, self.num_envs)
-        events = [
-            self._captures.event(env, said, "", *ended[env], successes[env])
-            for env, said in take_captures(final).items()
-        ]
-        last = len(events)
-        successes = read_true_successes(infos, self.num_envs)
-        events += self._now(take_captures(infos), rewards.tolist(), ended, successes)
+        ends = list(zip(terminations.tolist(), truncations.tolist(), strict=True))
+        final_info = infos.get("final_info", {})  # under SAME_STEP, of the last steps
+        events = self._final_events(final_info, ends)
+        num_final = len(events)
+        events += self._current_events(infos, rewards.tolist(), ends)
         outcomes = self.tracker.advance(events)
-        saw_success = []  # where the sub-environment itself would go on
+        ended_by_model = []  # these sub-environments themselves would go on
         for event, outcome in zip(events, outcomes, strict=True):
             if isinstance(event, Step):
                 rewards[event.env] = outcome.reward
                 if outcome.terminated and not event.terminated:
                     terminations[event.env] = True
                     if not event.truncated:
-                        saw_success.append(event.env)
-        if self._mode is AutoresetMode.NEXT_STEP:
-            self._begins_next = (terminations | truncations).tolist()
-        told = [(event.env, o.info) for event, o in zip(events, outcomes, strict=True)]
-        if last:
-            merge_env_infos(infos["final_info"], told[:last], self.num_envs)
-        merge_env_infos(infos, told[last:], self.num_envs)
-        if saw_success:
-            observations, infos = self._end_episodes(saw_success, observations, infos)
+                        ended_by_model.append(event.env)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._resets_next_step = (terminations | truncations).tolist()
+        updates = [(event.env, o.info) for event, o in zip(events, outcomes, strict=True)]
+        if num_final:
+            merge_env_infos(final_info, updates[:num_final], self.num_envs)
+        merge_env_infos(infos, updates[num_final:], self.num_envs)
+        if ended_by_model:
+            observations, infos = self._end_episodes(ended_by_model, observations, infos)
         return observations, rewards, terminations, truncations, infos
 
-    def _now(
-        self,
-        captures: dict[int, Capture],
-        rewards: Sequence[float],
-        ended: Sequence[tuple[bool, bool]],
-        successes: Sequence[bool | None],
-    ) -> list[Event]:
-        """What has happened in each environment; nothing is said of a step without a frame."""
+    def _final_events(self, final_info: Infos, ends: Sequence[tuple[bool, bool]]) -> list[Event]:
+        """Return the last steps of episodes whose environments have been reset already."""
+        successes = read_true_successes(final_info, self.num_envs)
         return [
-            self._captures.event(env, captures[env], self._tasks[env], *ended[env], successes[env])
+            self._captures.event(env, capture, "", *ends[env], successes[env])
+            for env, capture in take_captures(final_info).items()
+        ]
+
+    def _current_events(
+        self, infos: Infos, rewards: Sequence[float], ends: Sequence[tuple[bool, bool]]
+    ) -> list[Event]:
+        """Return one event per environment; a step without a frame needs no capture."""
+        captures = take_captures(infos)
+        successes = read_true_successes(infos, self.num_envs)
+        return [
+            self._captures.event(env, captures[env], self._tasks[env], *ends[env], successes[env])
             if env in captures
             else Step(env, reward, False, False, None, successes[env])
             for env, reward in enumerate(rewards)
@@ -275,21 +269,21 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
     def _end_episodes(
         self, envs: Sequence[int], observations: Any, infos: Infos
     ) -> tuple[Any, Infos]:
-        """Reset sub-environments that do not know that their episode is over."""
+        """Reset sub-environments whose episodes the model has ended, as the mode demands."""
         mask = np.zeros(self.num_envs, np.bool_)
         mask[envs] = True
-        if self._mode is AutoresetMode.NEXT_STEP:
-            with naming_dead_workers(self._core):
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            with report_dead_workers(self._core):
                 self._core.set_attr("model_saw_success", mask.tolist())
-        if self._mode is not AutoresetMode.SAME_STEP:
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             return observations, infos
         each = list(iterate(self.observation_space, observations))
         for env in envs:
-            final = {"final_obs": deepcopy(each[env]), "final_info": take_one(infos, env)}
+            final = {"final_obs": deepcopy(each[env]), "final_info": take_env_infos(infos, env)}
             infos = self._add_info(infos, final, env)
-        observations, begun = self._reset(self._tasks, None, {"reset_mask": mask})
+        observations, reset_infos = self._reset(self._tasks, None, {"reset_mask": mask})
         for env in envs:
-            infos = self._add_info(infos, take_one(begun, env), env)
+            infos = self._add_info(infos, take_env_infos(reset_infos, env), env)
         return observations, infos
 
     def close(self, **kwargs: Any) -> None:
@@ -298,16 +292,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         close_workers(self._core, partial(super().close, **kwargs))
 
 
-def _check_unwrapped(env: Any) -> None:
-    """Refuse environments that are paid by a model already."""
-    while isinstance(env, VectorWrapper):
-        if isinstance(env, RobometerVectorRewardWrapper):
-            raise ValueError("These environments are in a RobometerVectorRewardWrapper already.")
-        env = env.env
-
-
 def _check_mask(mask: Any, num_envs: int) -> None:
-    """Refuse what Gymnasium would refuse, too, but while the running episodes can still go on."""
+    """Raise for a mask that Gymnasium would refuse later, when running episodes are lost."""
     bools = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
     if not (bools and mask.shape == (num_envs,) and mask.any()):
         raise (ValueError if bools else TypeError)(
@@ -329,26 +315,26 @@ def make_robometer_vec(
     wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
     **settings: Unpack[RewardOptions],
 ) -> RecordEpisodeStatistics[Any, Any]:
-    """Make environments that are paid by a reward model, with everything in its right place.
+    """Make a vector environment with model rewards, every wrapper in its place.
 
     From the inside: the environment, `wrappers`, `FrameCapture`, the vector environment,
-    `RobometerVectorRewardWrapper`, `RecordEpisodeStatistics` (so that it counts what is paid).
+    `RobometerVectorRewardWrapper`, `RecordEpisodeStatistics` (so that it counts our rewards).
 
     Args:
         env: an id, a spec, or a function or class that makes an environment.
         task: see `RobometerVectorRewardWrapper`.
-        num_envs: how many.
+        num_envs: number of environments.
         reward_model: see `RobometerVectorRewardWrapper`.
         vectorization_mode: "sync" steps them one after the other, "async" in processes.
         env_kwargs: for `gym.make`, or for the function. An id is made with
-            render_mode="rgb_array" unless they say otherwise.
+            render_mode="rgb_array" unless they set another one.
         vector_kwargs: for `SyncVectorEnv` or `AsyncVectorEnv`: `autoreset_mode`, `context`, ...
         wrappers: applied to each environment, the first one innermost.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`.
 
     Raises:
         ValueError: an unknown mode; see `RobometerVectorRewardWrapper` for the rest.
-        TypeError: an environment that is made already; a setting that is none.
+        TypeError: a finished environment; an unknown setting.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -364,7 +350,7 @@ def make_robometer_vec(
         )
     check_tasks(task, num_envs)
     read_settings(make_robometer_vec, settings)  # before an environment is made
-    make = env_maker(env, env_kwargs)
+    make = env_factory(env, env_kwargs)
 
     def captured() -> gym.Env[Any, Any]:
         single = make()
@@ -375,8 +361,8 @@ def make_robometer_vec(
     kind = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
     envs = kind([captured] * num_envs, **(vector_kwargs or {}))
     try:
-        paid = RobometerVectorRewardWrapper(envs, task, reward_model, **settings)
+        rewarded = RobometerVectorRewardWrapper(envs, task, reward_model, **settings)
     except BaseException:
         envs.close()
         raise
-    return RecordEpisodeStatistics(paid)
+    return RecordEpisodeStatistics(rewarded)

@@ -1,7 +1,7 @@
-"""The infos of Gymnasium's vector environments: an array per key, and beside it a mask, both (N,).
+"""Infos of Gymnasium's vector environments: an array per key, with a mask (N,) beside it.
 
-What one environment says is taken out of them, and what is to be told of some is put in. Of what
-the infos mean it knows only which are the `Capture` of an inner wrapper.
+Takes one environment's infos out of them, and merges infos of some environments into them. Of the
+meaning of infos it knows only the environments' own success and the `Capture` of an inner wrapper.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from robometer_gym.tracking.events import read_true_success
 from robometer_gym.wrappers.frame_capture import CAPTURE, Capture
 
-__all__ = ["Infos", "merge_env_infos", "read_true_successes", "take_captures", "take_one"]
+__all__ = ["Infos", "merge_env_infos", "read_true_successes", "take_captures", "take_env_infos"]
 
 Infos = dict[str, Any]
 
 
 def merge_env_infos(infos: Infos, updates: Sequence[tuple[int, Infos]], num_envs: int) -> None:
-    """Add what is to be told of some environments, as `_add_info` would, but all at once.
+    """Add infos of some environments to those of all, as `VectorEnv._add_info` but in one go.
 
     Args:
         infos: of all environments.
-        updates: the number of an environment and its infos; none twice.
-        num_envs: how many there are.
+        updates: the index of an environment and its infos; no index twice.
+        num_envs: number of environments.
 
     Example:
         >>> infos: Infos = {}
@@ -34,15 +34,15 @@ def merge_env_infos(infos: Infos, updates: Sequence[tuple[int, Infos]], num_envs
         >>> infos["height"].tolist(), infos["_height"].tolist()
         ([0.0, 0.5], [False, True])
     """
-    everyone = np.ones(num_envs, np.bool_)
-    alike: dict[tuple[str, ...], dict[int, Iterable[Any]]] = {}
+    all_envs = np.ones(num_envs, np.bool_)
+    by_keys: dict[tuple[str, ...], dict[int, Iterable[Any]]] = {}
     for env, info in updates:
-        alike.setdefault(tuple(info), {})[env] = info.values()
-    for keys, group in alike.items():
-        for key, told_of_each in zip(keys, zip(*group.values(), strict=True), strict=True):
-            values = np.array(told_of_each)
+        by_keys.setdefault(tuple(info), {})[env] = info.values()
+    for keys, group in by_keys.items():
+        for key, value_of_each in zip(keys, zip(*group.values(), strict=True), strict=True):
+            values = np.array(value_of_each)
             if len(group) == num_envs:
-                infos[key], infos[f"_{key}"] = values, everyone.copy()
+                infos[key], infos[f"_{key}"] = values, all_envs.copy()
                 continue
             if key not in infos:
                 infos[key] = np.zeros(num_envs, values.dtype)
@@ -68,14 +68,14 @@ def read_true_successes(infos: Infos, num_envs: int) -> list[bool | None]:
 
 
 def take_captures(infos: Infos) -> dict[int, Capture]:
-    """Take what the inner wrappers said out of the infos, by the number of each environment."""
+    """Take the captures of the inner wrappers out of the infos, by index of the environment."""
     if CAPTURE not in infos:
         return {}
-    said, mask = infos.pop(CAPTURE), infos.pop(f"_{CAPTURE}")
-    return {env: said[env] for env in np.flatnonzero(mask).tolist()}
+    captures, mask = infos.pop(CAPTURE), infos.pop(f"_{CAPTURE}")
+    return {env: captures[env] for env in np.flatnonzero(mask).tolist()}
 
 
-def take_one(infos: Infos, env: int) -> Infos:
+def take_env_infos(infos: Infos, env: int) -> Infos:
     """Take the infos of one environment out of those of all."""
     taken: Infos = {}
     for key, value in list(infos.items()):
@@ -84,11 +84,11 @@ def take_one(infos: Infos, env: int) -> Infos:
             continue
         mask[env] = False
         if isinstance(value, dict):
-            taken[key] = take_one(value, env)
+            taken[key] = take_env_infos(value, env)
         else:
             one = value[env]
             taken[key] = bool(one) if value.dtype == np.bool_ and value.ndim == 1 else deepcopy(one)
             value[env] = None if value.dtype == object else 0
-        if not mask.any():  # or its dtype and shape would be forced on what the reset says
+        if not mask.any():  # or its dtype and shape would be forced on the infos of the reset
             del infos[key], infos[f"_{key}"]
     return taken

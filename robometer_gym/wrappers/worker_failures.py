@@ -1,4 +1,4 @@
-"""What to do when a worker process of a vector environment has died.
+"""Errors and clean-up for dead worker processes of vector environments.
 
 Gymnasium and Stable-Baselines3 raise a bare EOFError then, and their `close` fails or waits for
 ever. Knows only that a vector environment with workers has `processes`.
@@ -14,14 +14,14 @@ from typing import Any
 from robometer_gym.wrappers.frame_capture import SubEnvironmentError
 from robometer_gym.wrappers.shared_frames import remove_leftovers
 
-__all__ = ["close_workers", "naming_dead_workers"]
+__all__ = ["close_workers", "report_dead_workers"]
 
 _BROKEN_PIPE = (EOFError, ConnectionError)
-_PATIENCE = 5.0  # seconds for the system to tell which process has died
+_JOIN_TIMEOUT_S = 5.0
 
 
-class naming_dead_workers:  # noqa: N801 - reads as what it does; as a generator it costs 1 us
-    """Turns the broken pipe of a dead worker into an error that says which one it was.
+class report_dead_workers:  # noqa: N801 - a context manager; as a generator it costs 1 us
+    """Turn the broken pipe of a dead worker into an error that names the worker.
 
     All other workers are ended too: the vector environment cannot go on without one, nor after a
     Ctrl-C in the middle of a call.
@@ -43,28 +43,29 @@ class naming_dead_workers:  # noqa: N801 - reads as what it does; as a generator
         if error is None or not getattr(self._env, "processes", None):
             return
         if isinstance(error, _BROKEN_PIPE):
-            raise _obituary(self._env) from error
+            raise _dead_worker_error(self._env) from error
         if isinstance(error, KeyboardInterrupt):
-            _end(self._env)  # Ctrl-C reaches the workers, too, and their answers come at any time
+            # Ctrl-C reaches the workers as well, and their replies may come at any time.
+            _end_workers(self._env)
 
 
-def _obituary(env: Any) -> SubEnvironmentError:
-    wait([process.sentinel for process in env.processes], _PATIENCE)
+def _dead_worker_error(env: Any) -> SubEnvironmentError:
+    wait([process.sentinel for process in env.processes], _JOIN_TIMEOUT_S)
     dead = [
         f"environment {index} (exit code {process.exitcode})"
         for index, process in enumerate(env.processes)
         if process.exitcode is not None
     ]
-    _end(env)
+    _end_workers(env)
     return SubEnvironmentError(
         f"The worker process of {', '.join(dead) or 'an environment'} has died, and all others "
-        "have been ended. What it said last went to its standard error. A negative exit code "
+        "have been ended. Its last messages went to its standard error. A negative exit code "
         "is the signal that ended it: -9 is often the system, out of memory."
     )
 
 
 def close_workers(env: Any, close: Callable[[], None]) -> None:
-    """Close a vector environment; where a worker is dead, end the others.
+    """Close a vector environment; if a worker is dead, end the others.
 
     Args:
         env: the vector environment itself, without wrappers.
@@ -74,14 +75,14 @@ def close_workers(env: Any, close: Callable[[], None]) -> None:
         with suppress(*_BROKEN_PIPE):
             close()
     finally:
-        _end(env)
+        _end_workers(env)
 
 
-def _end(env: Any) -> None:
+def _end_workers(env: Any) -> None:
     for process in getattr(env, "processes", ()):
         process.terminate()
     for process in getattr(env, "processes", ()):
-        process.join(_PATIENCE)
+        process.join(_JOIN_TIMEOUT_S)
         process.kill()
         remove_leftovers(process.pid)
-    env.closed = True  # so that nobody waits for their answers
+    env.closed = True  # or its `close` would wait for the workers' replies

@@ -13,7 +13,7 @@ from robometer_gym import RobometerRewardModel
 from robometer_gym.cli import main as cli
 from robometer_gym.data import EpisodeWriter, read_video, write_video
 from robometer_gym.envs import ENV_ID, TASKS
-from robometer_gym.envs.scripted_episodes import Kind, make_attempt
+from robometer_gym.envs.scripted_episodes import Script, make_scripted_episode
 from robometer_gym.models import loading
 from robometer_gym.reward_model import CheckpointError
 from robometer_gym.testing import ScriptedRewardModel
@@ -230,7 +230,7 @@ def test_a_model_that_cannot_be_loaded_so_is_told_in_one_line(
 def test_a_quantised_model_scores_from_end_to_end(tmp_path):
     """--quantization would be accepted, and the model loaded as ever."""
     pytest.importorskip("bitsandbytes")
-    attempt, film, scores = make_attempt("expert", 0), tmp_path / "film.npy", []
+    attempt, film, scores = make_scripted_episode("expert", 0), tmp_path / "film.npy", []
     np.save(film, attempt.frames[range(0, len(attempt), 8)])
     small = ["--task", attempt.task, "--model", "demo", "--device", "cpu", "--dtype", "bfloat16"]
     for more in ([], ["--quantization", "int8"]):
@@ -565,9 +565,9 @@ def test_the_demo_checkpoint_says_what_it_knows(film, tmp_path):
 def test_train_on_recorded_rollouts_from_end_to_end(tmp_path, capsys):
     """A user's own rollouts could not become a checkpoint of their own."""
     writer = EpisodeWriter(tmp_path / "rollouts")
-    kinds: list[Kind] = ["expert", "expert", "stops", "wanders"]
+    kinds: list[Script] = ["expert", "expert", "stops", "wanders"]
     for seed, kind in enumerate(kinds):
-        writer.write(make_attempt(kind, seed), fps=20)
+        writer.write(make_scripted_episode(kind, seed), fps=20)
     out = tmp_path / "out"
     arguments = ["train", "--data", str(tmp_path / "rollouts"), "--model", "demo"]
     few = ["--steps", "10", "--batch-size", "2", "--learning-rate", "1e-4", "--out", str(out)]

@@ -1,6 +1,7 @@
 """VecRobometerReward: episodes, tasks, and the numbers that Stable-Baselines3 shows.
 
-That it pays what the scalar wrapper pays is in test_one_truth.py, failures are in test_workers.py.
+test_one_truth.py compares its rewards with the scalar wrapper's, failures are in
+test_worker_failures.py.
 """
 
 import csv
@@ -14,6 +15,7 @@ from gymnasium.error import ResetNeeded
 from robometer_gym import FrameCapture, RobometerRewardWrapper, SubEnvironmentError
 from robometer_gym.reward_model import Clip
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+from tests.wrappers.rollouts import ONE_VOTE, TASK, progress_by_step, shown, step_all
 
 pytest.importorskip("stable_baselines3")
 
@@ -31,9 +33,6 @@ from stable_baselines3.common.vec_env import (
 
 from robometer_gym.sb3 import VecRobometerReward, make_robometer_vec_env
 
-TASK = "open the drawer"
-ONE_VOTE: dict[str, Any] = {"success_votes": 1, "success_window": 1}
-
 
 def vec(model: Any, lengths: Any, counting: Any = None, **settings: Any) -> Any:
     """The wrapper under test, around one CountingEnv for each of `lengths`."""
@@ -46,25 +45,12 @@ def vec(model: Any, lengths: Any, counting: Any = None, **settings: Any) -> Any:
     return VecRobometerReward(DummyVecEnv(make), task, model, **settings)
 
 
-def step(venv: Any) -> Any:
-    return venv.step(np.zeros(venv.num_envs, np.int64))
-
-
-def seen(clip: Clip) -> list[tuple[int, int]]:
-    """What a clip shows: (episode, step) of each frame."""
-    return [(t["episode"], t["step"]) for t in map(CountingEnv.read, clip.images)]
-
-
-def progress_by_step(clip: Clip) -> float:
-    return seen(clip)[-1][1] / 16
-
-
 def success_from(at: int, *envs: int) -> Any:
-    """A model that sees success in some environments from one step of each episode on."""
+    """A model that detects success in some environments from one step of each episode on."""
 
     def success(clip: Clip) -> float:
         where: Any = clip.stream
-        return float(seen(clip)[-1][1] >= at and where.env in envs)
+        return float(shown(clip)[-1][1] >= at and where.env in envs)
 
     return success
 
@@ -73,13 +59,13 @@ def success_from(at: int, *envs: int) -> Any:
 
 
 def test_the_reset_frame_never_enters_the_old_episode():
-    """A VecEnv renders the next episode already: its frame would be paid for as the last."""
+    """A VecEnv renders the next episode already: its frame would be scored as the last."""
     model = ScriptedRewardModel(progress_by_step)
     venv = vec(model, [[2]])
     venv.reset()
-    paid = [step(venv)[1].tolist() for _ in range(4)]
-    assert paid == [[1 / 16]] * 4
-    assert [seen(clip) for clip in model.clips[:4]] == [
+    earned = [step_all(venv)[1].tolist() for _ in range(4)]
+    assert earned == [[1 / 16]] * 4
+    assert [shown(clip) for clip in model.clips[:4]] == [
         [(0, 0)],
         [(0, 0), (0, 1)],
         [(0, 0), (0, 1), (0, 2)],
@@ -91,8 +77,8 @@ def test_success_really_resets_its_environment_and_no_other():
     """The agent would believe in a new episode while the old one ran on."""
     venv = vec(ScriptedRewardModel(progress_by_step, success_from(2, 1)), [[9]] * 3, **ONE_VOTE)
     venv.reset()
-    step(venv)
-    observations, rewards, dones, infos = step(venv)
+    step_all(venv)
+    observations, rewards, dones, infos = step_all(venv)
     assert dones.tolist() == [False, True, False]
     assert rewards.tolist() == [1 / 16] * 3
     assert observations.tolist() == [[2], [0], [2]]
@@ -101,7 +87,7 @@ def test_success_really_resets_its_environment_and_no_other():
     assert infos[1]["is_success"] is True
     assert ["terminal_observation" in info for info in infos] == [False, True, False]
     assert venv.reset_infos[1]["robometer/progress"] == 0.0
-    assert step(venv)[0].tolist() == [[3], [1], [3]]
+    assert step_all(venv)[0].tolist() == [[3], [1], [3]]
 
 
 def test_success_at_the_time_limit_is_a_true_end():
@@ -110,8 +96,8 @@ def test_success_at_the_time_limit_is_a_true_end():
     model = ScriptedRewardModel(progress_by_step, success_from(2, 1))
     venv = vec(model, [[2], [2]], counting, **ONE_VOTE)
     venv.reset()
-    step(venv)
-    _, _, dones, infos = step(venv)
+    step_all(venv)
+    _, _, dones, infos = step_all(venv)
     assert dones.tolist() == [True, True]
     assert [info["TimeLimit.truncated"] for info in infos] == [True, False]
     assert [info["is_success"] for info in infos] == [False, True]
@@ -119,10 +105,10 @@ def test_success_at_the_time_limit_is_a_true_end():
 
 
 def test_the_environments_own_success_stays():
-    """`rollout/success_rate` would show what the model believes, not what is true."""
+    """`rollout/success_rate` would show the detector's opinion, not the truth."""
     venv = vec(ScriptedRewardModel(success=1.0), [[9]], {"success": [False]}, **ONE_VOTE)
     venv.reset()
-    _, _, dones, infos = step(venv)
+    _, _, dones, infos = step_all(venv)
     assert dones.tolist() == [True]
     assert (infos[0]["is_success"], infos[0]["robometer/success"]) == (False, True)
 
@@ -133,7 +119,7 @@ def test_one_call_of_the_model_for_all_that_are_due():
     venv = vec(model, [[4, 99], [99], [99]], predict_every=3)
     venv.reset()
     for _ in range(6):
-        step(venv)
+        step_all(venv)
     assert model.batches == [3, 3, 2, 2]  # reset; step 3; an end and its reset; step 6
 
 
@@ -142,7 +128,7 @@ def test_frames_are_rendered_only_when_they_are_kept():
     venv = vec(ScriptedRewardModel(), [[7], [99]], predict_every=3)
     venv.reset()
     for _ in range(7):
-        step(venv)
+        step_all(venv)
     assert [env.unwrapped.renders for env in venv.venv.envs] == [1 + 2 + 1 + 1, 1 + 2]
 
 
@@ -153,8 +139,8 @@ def test_dict_observations():
     counting = {"cameras": ("scene", "wrist")}
     venv = vec(model, [[9], [9]], counting, camera=cameras, **ONE_VOTE)
     venv.reset()
-    step(venv)
-    observations, _, dones, infos = step(venv)
+    step_all(venv)
+    observations, _, dones, infos = step_all(venv)
     last = infos[0]["terminal_observation"]
     assert dones.tolist() == [True, False]
     assert (last["count"].tolist(), observations["count"].tolist()) == ([2], [[0], [2]])
@@ -174,7 +160,7 @@ def test_rewards_are_in_double_precision():
     core = DummyVecEnv([lambda: FrameCapture(Tenth())])
     venv = VecRobometerReward(core, TASK, ScriptedRewardModel(), mode="shape")
     venv.reset()
-    _, rewards, _, infos = step(venv)
+    _, rewards, _, infos = step_all(venv)
     assert (rewards.dtype, rewards[0], infos[0]["env_reward"]) == (np.float64, 0.1, 0.1)
 
 
@@ -186,9 +172,9 @@ def test_each_environment_may_have_its_own_task():
     model = ScriptedRewardModel()
     venv = vec(model, [[1], [9]], task=["open it", "close it"])
     venv.reset()
-    step(venv)
-    asked = [(clip.stream.env, clip.task) for clip in model.clips]  # type: ignore[union-attr]
-    assert asked == [(0, "open it"), (1, "close it")] * 2 + [(0, "open it")]
+    step_all(venv)
+    tasks = [(clip.stream.env, clip.task) for clip in model.clips]  # type: ignore[union-attr]
+    assert tasks == [(0, "open it"), (1, "close it")] * 2 + [(0, "open it")]
 
 
 @pytest.mark.parametrize("outside", [lambda venv: venv, VecMonitor])
@@ -200,8 +186,8 @@ def test_a_task_in_the_options_is_for_the_next_reset_only(outside):
     venv.reset()
     assert inner.tasks == ["close it", "close it"]
     assert inner.reset_infos[0]["options"] == {"task": "close it"}
-    step(venv)
-    step(venv)
+    step_all(venv)
+    step_all(venv)
     assert inner.tasks == [TASK, "close it"]
     venv.set_options([{}, {"task": "fold it"}])
     venv.reset()
@@ -218,7 +204,7 @@ def script() -> ScriptedRewardModel:
 
     def success(clip: Clip) -> float:
         where: Any = clip.stream
-        return float(where.episode % 2 == 0 and seen(clip)[-1][1] >= 3)
+        return float(where.episode % 2 == 0 and shown(clip)[-1][1] >= 3)
 
     return ScriptedRewardModel(progress_by_step, success)
 
@@ -230,7 +216,7 @@ def stack(model: Any, lengths: Any = (5,), n_envs: int = 1, **counting: Any) -> 
     )
 
 
-def test_evaluate_policy_counts_what_is_paid_and_where_success_ends():
+def test_evaluate_policy_counts_our_rewards_and_ends():
     """It would show the environment's rewards, or wait for ends that it does not see."""
     agent = PPO("MlpPolicy", stack(script()), n_steps=8, batch_size=8, device="cpu")
     returns, lengths = evaluate_policy(
@@ -244,10 +230,10 @@ def test_evaluate_policy_counts_what_is_paid_and_where_success_ends():
     ("truth", "rate"), [(None, 0.5), ([True, True, True, False], 0.25)], ids=["model's", "own"]
 )
 def test_success_rates_in_training_and_evaluation(truth, rate, tmp_path):
-    """The curve that everybody looks at would show another thing, or not be there.
+    """The main curve would show another quantity, or not be there.
 
-    Of an environment that tells success at its own end, the episodes that the model ended before
-    were none.
+    In an environment that reports success at its own end, episodes that the model ended earlier
+    are no successes.
     """
     counting = {} if truth is None else {"success": truth}
     venv = stack(script(), **counting)
@@ -299,12 +285,12 @@ def test_seeds_give_the_same_episodes():
 
 @pytest.mark.parametrize("outside", [VecNormalize, lambda venv: VecFrameStack(venv, 3)])
 def test_other_wrappers_go_outside(outside):
-    """Normalised or stacked observations would mix two episodes at a success."""
+    """Normalized or stacked observations would mix two episodes at a success."""
     model = ScriptedRewardModel(progress_by_step, success_from(2, 1))
     venv = outside(vec(model, [[9], [9]], **ONE_VOTE))
     venv.reset()
-    step(venv)
-    observations, _, dones, infos = step(venv)
+    step_all(venv)
+    observations, _, dones, infos = step_all(venv)
     assert dones.tolist() == [False, True]
     if isinstance(venv, VecFrameStack):
         assert observations.tolist() == [[0, 1, 2], [0, 0, 0]]
@@ -365,21 +351,21 @@ def test_a_wrong_argument_is_refused_at_once(make, message):
         make()
 
 
-def test_an_environment_that_is_paid_already_is_refused():
-    """The model would be paid for its own payments."""
+def test_an_environment_with_model_rewards_is_refused():
+    """The model's rewards would pass for the environment's own."""
 
-    def paid() -> Any:
+    def rewarded() -> Any:
         return FrameCapture(RobometerRewardWrapper(CountingEnv(), TASK, ScriptedRewardModel()))
 
     with pytest.raises(SubEnvironmentError, match=r"Environment 0 .* RobometerRewardWrapper alr"):
-        around(DummyVecEnv([paid])).reset()
+        around(DummyVecEnv([rewarded])).reset()
 
 
 def test_a_step_before_the_first_reset_is_refused_and_changes_nothing():
     """The environments' dice would have been rolled, and the next episode be another."""
     venv = vec(ScriptedRewardModel(), [[3], [3]])
     with pytest.raises(ResetNeeded, match="call reset"):
-        step(venv)
+        step_all(venv)
     assert [env.unwrapped.steps for env in venv.venv.envs] == [0, 0]
 
 
@@ -393,7 +379,7 @@ def test_wrong_options_are_refused_and_change_nothing(options, error, message):
     venv.reset()
     with pytest.raises(error, match=message):
         venv.set_options(options)
-    assert step(venv)[1].tolist() == [1 / 16, 1 / 16]
+    assert step_all(venv)[1].tolist() == [1 / 16, 1 / 16]
     assert venv.tasks == [TASK, TASK]
 
 
@@ -409,17 +395,17 @@ class Unlicensed(CountingEnv):
     """Cannot be made."""
 
     def __init__(self) -> None:
-        raise ValueError("no licence")
+        raise ValueError("no license")
 
 
-def test_an_environment_that_cannot_be_made_in_its_worker_is_told():
-    """One would see a reset connection, and look for it in the network."""
+def test_an_environment_that_cannot_be_made_in_its_worker_is_an_error():
+    """The user would see a reset connection, and look for it in the network."""
     with pytest.raises(SubEnvironmentError, match="could not be made in its worker"):
         make_robometer_vec_env(Unlicensed, TASK, 2, vec_env_cls=SubprocVecEnv)
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, "3", True])
 def test_a_number_of_environments_that_is_none_is_refused(number):
-    """One would be told that a list index is out of range."""
+    """The message would be about a list index that is out of range."""
     with pytest.raises(ValueError, match="number of environments must be an integer >= 1"):
         make_robometer_vec_env(CountingEnv, TASK, number)

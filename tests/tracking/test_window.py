@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robometer_gym.tracking.window import FrameCopier, FrameHistory, Sampling, linspace_indices
+from robometer_gym.tracking.window import FrameHistory, Sampling, linspace_indices
 
 RULES: list[Sampling] = ["linspace", "tail", "anchored"]
 lengths = st.integers(1, 700)
@@ -226,93 +226,3 @@ def test_only_known_rules():
     message = r"sampling must be one of \('linspace', 'tail', 'anchored'\), got 'last'"
     with pytest.raises(ValueError, match=message):
         FrameHistory(8, "last")  # type: ignore[arg-type]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["frame", "view", "drop"]), st.integers(0, 50)), max_size=60)
-)
-def test_a_copy_that_somebody_holds_is_never_written_over(schedule):
-    """The model's history would change behind its back: the past would show the present."""
-    copier = FrameCopier()
-    source = np.zeros((3, 4, 3), np.uint8)
-    held: list[tuple[Any, int]] = []
-    for number, (what, which) in enumerate(schedule):
-        if what == "drop":
-            if held:
-                held.pop(which % len(held))
-            continue
-        source[:] = number
-        copy = copier.copy(source)
-        np.testing.assert_array_equal(copy, source)
-        held.append((copy if what == "frame" else copy[1:, ::2], number))
-        del copy
-        for frame_, its_number in held:
-            assert (frame_ == its_number).all()
-
-
-@pytest.mark.parametrize(
-    "holder",
-    [
-        lambda copy: [copy],
-        lambda copy: {"frame": copy},
-        lambda copy: copy[0],
-        lambda copy: copy.reshape(-1),
-        lambda copy: memoryview(copy).cast("B"),
-        lambda copy: iter(copy),
-        lambda copy: np.broadcast_to(copy, (2, *copy.shape)),
-    ],
-)
-def test_every_way_to_hold_a_copy_counts(holder):
-    """A model that keeps only a crop, say, would see it change."""
-    copier = FrameCopier()
-    held = holder(copier.copy(np.full((2, 2, 3), 7, np.uint8)))
-    for number in range(3):
-        copier.copy(np.full((2, 2, 3), number, np.uint8))
-    (first, *_) = held.values() if isinstance(held, dict) else held
-    assert (np.asarray(first) == 7).all()
-
-
-def test_memory_that_nobody_holds_is_used_again():
-    """Each kept frame would cost several times its copy."""
-    copier = FrameCopier()
-    addresses = set()
-    for number in range(20):
-        copy = copier.copy(np.full((2, 2, 3), number, np.uint8))
-        addresses.add(copy.ctypes.data)
-        del copy
-    assert len(addresses) == 1
-
-
-def test_copies_of_several_sizes():
-    """A camera that changes its size would be given a frame of the old one."""
-    copier = FrameCopier()
-    for height in (2, 3, 2, 5):
-        picture = np.full((height, 4, 3), height, np.uint8)
-        np.testing.assert_array_equal(copier.copy(picture), picture)
-
-
-def test_copies_that_were_held_for_a_while_are_given_back():
-    """A model that once kept a long video would leave its memory taken for ever."""
-    copier = FrameCopier()
-    alive = 0
-
-    def gone() -> None:
-        nonlocal alive
-        alive -= 1
-
-    def copy() -> Any:
-        nonlocal alive
-        made = copier.copy(frame(0))
-        if all(made is not other for other in video):
-            alive += 1
-            weakref.finalize(made, gone)
-        return made
-
-    video: list[Any] = []
-    for _ in range(2_000):
-        video.append(copy())
-    assert alive == 2_000
-    video.clear()
-    for _ in range(10):
-        copier.copy(frame(0))
-    assert alive < 1_000

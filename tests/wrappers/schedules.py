@@ -1,6 +1,6 @@
-"""Schedules of episodes that hypothesis draws, diaries of what came of them, and an oracle.
+"""Schedules of episodes that hypothesis draws, diaries of their runs, and an oracle.
 
-The oracle has the rules of the README, and nothing of the package: it judges a diary.
+The oracle has the documented rules, and nothing of the package: it checks a diary.
 """
 
 import math
@@ -25,7 +25,7 @@ class Interruption:
 
 @dataclass
 class Schedule:
-    """Everything that is to happen."""
+    """All events of a run."""
 
     lives: list[Life]
     cameras: int
@@ -39,8 +39,8 @@ class Schedule:
     def action(self, env: int, episode: int, step: int) -> int:
         return (self.seed + env + 2 * episode + 3 * step) % 4
 
-    def answer(self, camera: str, env: int, episode: int, step: int) -> tuple[float, float]:
-        """Progress and success that the model sees at one moment."""
+    def predict(self, camera: str, env: int, episode: int, step: int) -> tuple[float, float]:
+        """Return the model's progress and success at one step."""
         place = 5 * env + 7 * episode + 3 * step
         progress = self.progress[(place + 11 * CAMERAS.index(camera)) % len(self.progress)]
         return progress, self.success[place % len(self.success)]
@@ -71,7 +71,7 @@ Diaries = list[list[Entry]]
 
 
 class Oracle:
-    """The rules of the README, written again, without windows: what one environment is paid."""
+    """The documented rules, written again, without windows, for one environment."""
 
     def __init__(self, schedule: Schedule, env: int) -> None:
         self.schedule, self.env, self.rules = schedule, env, schedule.rules
@@ -85,25 +85,27 @@ class Oracle:
                 self._begin()
                 predicted = self.progress is not None
             else:
-                predicted = self._pay(entry)
+                predicted = self._check_step(entry)
             assert info["robometer/predicted"] is predicted
             assert info["robometer/success"] is self.fired
             assert close(info["robometer/progress"], self.progress)
             assert close(info["robometer/success_prob"], self.likely)
 
-    def _look(self) -> tuple[float, float] | None:
+    def _predict(self) -> tuple[float, float] | None:
         camera = self.rules["camera"]
         cameras = list(camera) if isinstance(camera, dict) else [camera]
-        told = [self.schedule.answer(each, self.env, self.episode, self.steps) for each in cameras]
-        if any(math.isnan(progress) for progress, _ in told):
+        predictions = [
+            self.schedule.predict(each, self.env, self.episode, self.steps) for each in cameras
+        ]
+        if any(math.isnan(progress) for progress, _ in predictions):
             return None  # then the model has failed
-        return sum(progress for progress, _ in told) / len(told), told[0][1]
+        return sum(progress for progress, _ in predictions) / len(predictions), predictions[0][1]
 
     def _begin(self) -> None:
         self.episode += 1
         self.steps = 0
         self.fired = False
-        judged = self._look()
+        judged = self._predict()
         self.progress: float | None = None
         self.likely: float | None = None
         self.votes: list[bool] = []
@@ -114,14 +116,14 @@ class Oracle:
     def _votes(self, likely: float) -> bool:
         return bool(np.float32(likely) >= np.float32(self.rules["success_threshold"]))
 
-    def _pay(self, step: Step) -> bool:
+    def _check_step(self, step: Step) -> bool:
         rules, meant = self.rules, step.info["meant"]
         reward = float.fromhex(meant["reward"])
         over = meant["terminated"] or meant["truncated"]
         self.steps += 1
         self.reports |= meant["reports"]
         due = over or self.steps % rules["predict_every"] == 0
-        judged = self._look() if due else None
+        judged = self._predict() if due else None
         before, new = self.progress, False
         if judged is not None:
             self.progress, self.likely = judged
@@ -131,8 +133,8 @@ class Oracle:
             self.fired = self.fired or enough
         terminated = meant["terminated"] or (new and rules["terminate_on_success"])
         if before is None or self.progress is None or (due and judged is None):
-            pays = rules["on_error"] == "env" or rules["mode"] == "shape"
-            expected = reward if pays else 0.0
+            keeps = rules["on_error"] == "env" or rules["mode"] == "shape"
+            expected = reward if keeps else 0.0
         else:
             after = self.progress
             part = {
@@ -147,16 +149,16 @@ class Oracle:
         if (terminated or meant["truncated"]) and not self.reports:
             assert step.info["is_success"] is self.fired
         else:
-            assert ("is_success" in step.info) == (self._env_tells(step))
+            assert ("is_success" in step.info) == (self._env_reports(step))
         return judged is not None
 
-    def _env_tells(self, step: Step) -> bool:
+    def _env_reports(self, step: Step) -> bool:
         report = self.schedule.lives[self.env].report
         return bool(step.info["meant"]["reports"]) and report != "as success"
 
 
-def close(told: Any, expected: float | None) -> bool:
-    value = float.fromhex(told) if isinstance(told, str) else told
+def close(actual: Any, expected: float | None) -> bool:
+    value = float.fromhex(actual) if isinstance(actual, str) else actual
     if expected is None:
         return math.isnan(value)
     return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-6)

@@ -1,4 +1,4 @@
-"""Where frames come from, and what may pass as one."""
+"""Cameras: the source of each frame, and the frames that are refused."""
 
 import re
 from typing import Any
@@ -15,16 +15,16 @@ from robometer_gym.wrappers.cameras import Cameras
 
 
 class Showing(gym.Env[Any, Any]):
-    """An env that renders what it is given, always from the same object."""
+    """An env that renders one image, always from the same object."""
 
-    def __init__(self, picture: Any, render_mode: str | None = "rgb_array") -> None:
-        self.picture = picture
+    def __init__(self, image: Any, render_mode: str | None = "rgb_array") -> None:
+        self.image = image
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(0, 1)
         self.action_space = gym.spaces.Discrete(2)
 
     def render(self) -> Any:
-        return self.picture
+        return self.image
 
 
 def noise(height: int, width: int) -> Any:
@@ -32,9 +32,9 @@ def noise(height: int, width: int) -> Any:
     return np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
 
 
-def read(picture: Any, frame_size: int | None = None) -> Any:
-    """What the wrapper would keep of a rendered picture."""
-    return Cameras("render", frame_size, env := Showing(picture)).read(env, None)["render"]
+def read(image: Any, frame_size: int | None = None) -> Any:
+    """Return the frame that the wrapper would keep of a rendered image."""
+    return Cameras("render", frame_size, env := Showing(image)).read(env, None)["render"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_each_camera_has_a_name(camera, names):
 
 
 def test_each_camera_shows_what_it_is_pointed_at():
-    """The model would judge the wrist camera's picture as the front's."""
+    """The model would judge the wrist camera's image as the front's."""
     env = CountingEnv(cameras=["front", "wrist"])
     env.reset()
     observation, *_ = env.step(0)
@@ -73,7 +73,7 @@ def test_each_camera_shows_what_it_is_pointed_at():
     assert seen == {"above": 0, "left": 1, "right": 2, "again": 0}
 
 
-def test_only_the_asked_camera_is_rendered():
+def test_only_the_chosen_camera_is_rendered():
     """A slow renderer would run although the frames come from the observation."""
     env = CountingEnv(cameras=["front"], render_mode=None)
     observation, _ = env.reset()
@@ -107,7 +107,7 @@ def test_a_render_that_gives_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("picture", "came"),
+    ("image", "came"),
     [
         (noise(4, 6)[..., :1], "(4, 6, 1) uint8"),
         (noise(4, 6)[..., 0], "(4, 6) uint8"),
@@ -120,13 +120,13 @@ def test_a_render_that_gives_nothing_is_refused():
         ([noise(4, 6)], "() list"),
     ],
 )
-def test_what_is_no_frame_is_refused(picture, came):
+def test_other_shapes_and_types_are_refused(image, came):
     """Floats or channel-first frames would be judged as noise, without a word."""
     message = f"must be (H, W, 3) uint8 RGB; got {came}. Give camera=lambda"
     with pytest.raises(ValueError, match="Frame from " + re.escape(f"env.render() {message}")):
-        read(picture)
+        read(image)
     env = Showing(None)
-    function = Cameras(lambda env, observation: picture, None, env)
+    function = Cameras(lambda env, observation: image, None, env)
     with pytest.raises(ValueError, match="Frame from the camera function must be"):
         function.read(env, None)
 
@@ -142,37 +142,37 @@ def test_an_observation_that_is_no_frame_is_refused():
 
 @pytest.mark.parametrize("size", [(1, 1), (15, 17), (480, 640)])
 def test_a_black_frame_is_refused(size):
-    """A broken renderer would train an agent on a model's fancy."""
+    """A broken renderer would train an agent on predictions about nothing."""
     with pytest.raises(ValueError, match=r"Frame from env.render\(\) is entirely black.*egl"):
         read(np.zeros((*size, 3), np.uint8))
 
 
 @given(st.integers(0, 39), st.integers(0, 52), st.integers(0, 2), st.integers(1, 255))
 def test_one_lit_pixel_is_not_black(row, column, channel, value):
-    """A dark but sound picture would stop the training."""
-    picture = np.zeros((40, 53, 3), np.uint8)
-    picture[row, column, channel] = value
-    np.testing.assert_array_equal(read(picture), picture)
+    """A dark but sound image would stop the training."""
+    image = np.zeros((40, 53, 3), np.uint8)
+    image[row, column, channel] = value
+    np.testing.assert_array_equal(read(image), image)
 
 
 @pytest.mark.parametrize("frame_size", [None, 4, 240, 2])
 def test_a_frame_is_a_copy(frame_size):
     """Renderers paint into one buffer: the whole history would show the newest frame."""
-    picture = noise(4, 6)
-    frame = read(picture, frame_size)
+    image = noise(4, 6)
+    frame = read(image, frame_size)
     before = frame.copy()
-    picture[:] = 255 - picture
+    image[:] = 255 - image
     np.testing.assert_array_equal(frame, before)
-    assert not np.shares_memory(frame, picture)
+    assert not np.shares_memory(frame, image)
 
 
 def test_a_frame_that_is_kept_as_it_is_keeps_every_pixel():
-    """The model would see other colours, or the picture upside down."""
-    picture = noise(30, 40)
+    """The model would see other colors, or the image upside down."""
+    image = noise(30, 40)
     for size in (None, 30, 240):
-        np.testing.assert_array_equal(read(picture, size), picture)
-    upside_down = read(picture[::-1], None)
-    np.testing.assert_array_equal(upside_down, picture[::-1])
+        np.testing.assert_array_equal(read(image, size), image)
+    upside_down = read(image[::-1], None)
+    np.testing.assert_array_equal(upside_down, image[::-1])
     assert upside_down.flags.c_contiguous
 
 
@@ -191,12 +191,12 @@ def test_frames_shrink_to_the_size_and_are_never_enlarged(height, width, size):
         assert shrunk.shape[2] == 3
 
 
-def test_shrinking_averages_and_keeps_the_picture_the_right_way_up():
+def test_shrinking_averages_and_keeps_the_image_the_right_way_up():
     """Axes or channels that change places would turn the scene."""
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[:20, :40] = (200, 0, 0)
-    picture[20:, 40:] = (0, 0, 100)
-    small = shrink(picture, 10)
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:20, :40] = (200, 0, 0)
+    image[20:, 40:] = (0, 0, 100)
+    small = shrink(image, 10)
     assert small.shape == (10, 20, 3)
     assert small[1, 1].tolist() == [200, 0, 0]
     assert small[8, 18].tolist() == [0, 0, 100]
@@ -204,9 +204,9 @@ def test_shrinking_averages_and_keeps_the_picture_the_right_way_up():
 
 
 def test_shrinking_a_flipped_view():
-    """`camera=lambda env, _: env.render()[::-1]` is how one turns Meta-World's picture."""
-    picture = noise(64, 48)
-    np.testing.assert_array_equal(shrink(picture[::-1], 24), shrink(picture[::-1].copy(), 24))
+    """`camera=lambda env, _: env.render()[::-1]` turns Meta-World's image upright."""
+    image = noise(64, 48)
+    np.testing.assert_array_equal(shrink(image[::-1], 24), shrink(image[::-1].copy(), 24))
 
 
 def test_a_key_that_an_observation_lacks_is_named():

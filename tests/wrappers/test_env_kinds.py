@@ -1,4 +1,4 @@
-"""What is given to the three wrappers and to what makes them: of the right kind, rightly spelt."""
+"""Arguments of the three wrappers and their factories: the kind of env, and misspelt settings."""
 
 import inspect
 from collections.abc import Callable
@@ -15,9 +15,8 @@ from robometer_gym import (
 )
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 from robometer_gym.tracking.settings import RewardOptions
-from robometer_gym.wrappers.env_kinds import check_kind, env_maker, kind_of
-
-TASK = "open the drawer"
+from robometer_gym.wrappers.env_kinds import check_kind, env_factory, kind_of
+from tests.wrappers.rollouts import TASK
 
 
 def captured() -> Any:
@@ -46,27 +45,27 @@ def from_sb3(name: str) -> Any:
     return getattr(robometer_gym.sb3.vec_env, name)
 
 
-# What a user calls, and a first argument that is right.
+# The public callables, each with a valid first argument.
 WRAPPERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "RobometerRewardWrapper": (lambda: RobometerRewardWrapper, scalar),
     "RobometerVectorRewardWrapper": (lambda: RobometerVectorRewardWrapper, vector),
     "VecRobometerReward": (lambda: from_sb3("VecRobometerReward"), vec_env),
 }
-MAKERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+FACTORIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "make_robometer_vec": (lambda: make_robometer_vec, lambda: CountingEnv),
     "make_robometer_vec_env": (lambda: from_sb3("make_robometer_vec_env"), lambda: CountingEnv),
 }
-every_called = pytest.mark.parametrize("name", [*WRAPPERS, *MAKERS])
+every_callable = pytest.mark.parametrize("name", [*WRAPPERS, *FACTORIES])
 
 
 def call(name: str, *first: Any, **settings: Any) -> Any:
-    called, right = {**WRAPPERS, **MAKERS}[name]
+    called, right = {**WRAPPERS, **FACTORIES}[name]
     env = first[0] if first else right()
     return called()(env, task=TASK, reward_model=ScriptedRewardModel(), **settings)
 
 
-@every_called
-def test_a_misspelt_setting_is_named_with_what_was_meant(name):
+@every_callable
+def test_a_misspelt_setting_gets_a_suggestion(name):
     """The message would be about a class inside, and the user not see the missing letter."""
     with pytest.raises(
         TypeError, match=rf"^{name}\(\) .*'predict_evry'. Did you mean predict_every\?"
@@ -74,8 +73,8 @@ def test_a_misspelt_setting_is_named_with_what_was_meant(name):
         call(name, predict_evry=5)
 
 
-@every_called
-def test_a_setting_that_is_none_is_answered_with_those_there_are(name):
+@every_callable
+def test_an_unknown_setting_lists_the_known_ones(name):
     """The user would have to read the source for the names."""
     with pytest.raises(
         TypeError, match=rf"^{name}\(\) .*'zzz'. It takes .*predict_every, .*on_error"
@@ -83,20 +82,20 @@ def test_a_setting_that_is_none_is_answered_with_those_there_are(name):
         call(name, zzz=5)
 
 
-def test_an_argument_of_a_maker_may_be_what_was_meant():
-    """Stable-Baselines3 says n_envs, Gymnasium num_envs: one would be told that neither is."""
+def test_an_argument_of_a_factory_may_be_the_suggestion():
+    """Stable-Baselines3 has n_envs, Gymnasium num_envs: a list of settings names neither."""
     with pytest.raises(TypeError, match=r"'n_envs'. Did you mean num_envs\?"):
         call("make_robometer_vec", n_envs=4)
 
 
-@every_called
+@every_callable
 def test_every_setting_is_shown_in_the_signature(name):
     """help() and editors would show **settings and nothing more."""
-    called, _ = {**WRAPPERS, **MAKERS}[name]
+    called, _ = {**WRAPPERS, **FACTORIES}[name]
     assert set(RewardOptions.__annotations__) <= set(inspect.signature(called()).parameters)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", FACTORIES)
 def test_no_environment_is_made_for_a_misspelt_setting(name):
     """A minute of starting simulators would go by before the message comes."""
     made = []
@@ -108,7 +107,7 @@ def test_no_environment_is_made_for_a_misspelt_setting(name):
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("given", WRAPPERS)
 def test_an_environment_of_another_kind_is_sent_to_its_wrapper(name, given):
-    """A missing attribute of something inside would not tell which wrapper is the right one."""
+    """A missing attribute of something inside would not name the right wrapper."""
     if name == given:
         assert call(name)
         return
@@ -119,28 +118,28 @@ def test_an_environment_of_another_kind_is_sent_to_its_wrapper(name, given):
 
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("given", [CountingEnv, "FetchPush-v4", None])
-def test_what_is_no_environment_is_refused(name, given):
+def test_other_objects_are_refused(name, given):
     """As above."""
     with pytest.raises(TypeError, match=rf"{name} takes a .*, got {type(given).__name__}\.$"):
         call(name, given)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", FACTORIES)
 @pytest.mark.parametrize("given", [scalar, vector, vec_env, lambda: 3, lambda: None])
-def test_an_environment_that_is_made_already_is_refused(name, given):
+def test_a_finished_environment_is_refused(name, given):
     """Gymnasium would speak of ids; or one environment would be stepped as if it were several."""
     env = given()
     with pytest.raises(TypeError, match=r"a function or class that makes one .*, not an env"):
         call(name, env)
 
 
-def test_what_makes_an_environment():
-    """An id would be made without pictures, or the user's own arguments be lost."""
+def test_env_factory():
+    """An id would be made without frames, or the user's own arguments be lost."""
     spec = gym.spec("robometer_gym/TabletopReach-v0")
     for env in (spec.id, spec):
-        assert env_maker(env, None)().render_mode == "rgb_array"
-        assert env_maker(env, {"render_mode": None})().render_mode is None
-    assert env_maker(CountingEnv, {"lengths": [7]})().lengths == (7,)  # type: ignore[attr-defined]
+        assert env_factory(env, None)().render_mode == "rgb_array"
+        assert env_factory(env, {"render_mode": None})().render_mode is None
+    assert env_factory(CountingEnv, {"lengths": [7]})().lengths == (7,)  # type: ignore[attr-defined]
 
 
 def test_kinds():

@@ -11,27 +11,27 @@ from gymnasium.utils.env_checker import check_env
 
 from robometer_gym import FrameCapture
 from robometer_gym.testing import CountingEnv
+from robometer_gym.tracking.events import Start, Step
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.tracking.tracker import Start, Step
 from robometer_gym.wrappers.frame_capture import (
     CAPTURE,
     REWARD,
     Capture,
-    Captures,
+    CaptureReader,
     SubEnvironmentError,
 )
 from tests.environments import Trouble
 
 
-def capturing(env: Any, rewards: bool = False, **settings: Any) -> FrameCapture:
+def capturing(env: Any, send_rewards: bool = False, **settings: Any) -> FrameCapture:
     captured = FrameCapture(env)
     pickled = cloudpickle.dumps(RewardSettings(**settings))
-    assert captured.begin_capture(pickled, rewards) is None
+    assert captured.begin_capture(pickled, send_rewards) is None
     return captured
 
 
-def test_until_it_is_told_it_does_nothing():
-    """Environments that nobody pays would be rendered, and their infos grow."""
+def test_before_begin_capture_it_does_nothing():
+    """Environments without a reward wrapper would be rendered, and their infos grow."""
     env = FrameCapture(CountingEnv([2], success=[True]))
     assert env.reset(options={"x": 1})[1] == {"options": {"x": 1}}
     assert env.step(0)[1:] == (1.0, False, False, {"is_success": False})
@@ -48,37 +48,22 @@ def test_it_takes_the_frames_that_are_due_and_no_other():
     assert env.unwrapped.renders == 4  # type: ignore[attr-defined]
 
 
-def test_every_reward_is_told_where_that_is_wanted():
+def test_send_rewards_sends_every_reward():
     """DummyVecEnv keeps rewards in single precision: 0.1 would become 0.10000000149."""
-    env = capturing(CountingEnv([3]), rewards=True, predict_every=2)
+    env = capturing(CountingEnv([3]), send_rewards=True, predict_every=2)
     env.reset()
-    told = [env.step(0)[4] for _ in range(3)]
-    assert [info.get(REWARD) for info in told] == [1.0, None, None]
-    assert [info[CAPTURE].reward for info in told[1:]] == [2.0, 3.0]
+    results = [env.step(0)[4] for _ in range(3)]
+    assert [info.get(REWARD) for info in results] == [1.0, None, None]
+    assert [info[CAPTURE].reward for info in results[1:]] == [2.0, 3.0]
 
 
-def test_the_first_frame_is_told_once():
-    """SubprocVecEnv sends what was said at reset again with each step: all would be slower."""
+def test_the_first_frame_is_sent_once():
+    """SubprocVecEnv sends the reset's infos again with each step: all would be slower."""
     env = capturing(CountingEnv([5]), predict_every=2)
     _, info = env.reset()
     assert CAPTURE in info
     env.step(0)
     assert CAPTURE not in info
-
-
-def test_it_remembers_that_the_environment_tells_success():
-    """The model's word would stand for the truth in an environment that tells it now and then."""
-
-    class TellsOnce(CountingEnv):
-        def step(self, action: Any) -> Any:
-            *rest, info = super().step(action)
-            return *rest, {"success": False} if self.steps == 1 else info
-
-    env = capturing(TellsOnce([3]), predict_every=3)
-    env.reset()
-    env.step(0)
-    env.step(0)
-    assert env.step(0)[4][CAPTURE].reports_success
 
 
 def test_success_makes_the_next_step_a_reset():
@@ -108,7 +93,7 @@ def test_a_masked_reset_looks_to_the_environment_like_any_other():
     assert capturing(CountingEnv()).reset(options={})[1]["options"] is None
 
 
-def test_another_wrapper_may_capture_anew():
+def test_another_wrapper_may_begin_the_capture_again():
     """In a notebook, running a cell again would fail."""
     env = capturing(CountingEnv([9]), predict_every=1)
     env.reset()
@@ -124,10 +109,10 @@ def test_another_wrapper_may_capture_anew():
         (CountingEnv(cameras=["wrist"]), {"camera": "scene"}, "its keys are ['count', 'wrist']"),
     ],
 )
-def test_a_camera_that_cannot_be_is_said_and_not_raised(env, settings, problem):
+def test_an_impossible_camera_is_returned_and_not_raised(env, settings, problem):
     """A worker process would die of a wrong argument."""
-    said = FrameCapture(env).begin_capture(cloudpickle.dumps(RewardSettings(**settings)))
-    assert problem in str(said)
+    problem_ = FrameCapture(env).begin_capture(cloudpickle.dumps(RewardSettings(**settings)))
+    assert problem in str(problem_)
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -140,14 +125,16 @@ def test_an_exception_becomes_a_message(at):
         assert env.observation_space.contains(observation)
         assert (reward, terminated, truncated) == (0.0, False, False)
     with pytest.raises(SubEnvironmentError, match=r"Environment 7 failed: RuntimeError: the gri"):
-        Captures().event(7, info[CAPTURE], "open the drawer")
+        CaptureReader().event(7, info[CAPTURE], "open the drawer")
 
 
 def test_captures_become_events():
-    """The tracker would be told of another environment, or another end."""
+    """The tracker would be results of another environment, or another end."""
     frames = {"render": np.ones((4, 4, 3), np.uint8)}
-    assert Captures().event(3, Capture(frames=frames), "open it") == Start(3, "open it", frames)
-    step = Captures().event(2, Capture(4, 0.1, True), "", True, False)
+    assert CaptureReader().event(3, Capture(frames=frames), "open it") == Start(
+        3, "open it", frames
+    )
+    step = CaptureReader().event(2, Capture(4, 0.1), "", True, False, True)
     assert step == Step(2, 0.1, True, False, None, True)
 
 
@@ -159,7 +146,7 @@ def test_a_deep_copy_of_infos_does_not_copy_frames():
 
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version:UserWarning")
 def test_gymnasium_finds_nothing_wrong():
-    """Tools that check environments would refuse it; and it would be missing in one made anew."""
+    """Env checkers would refuse it, and an env rebuilt from the spec would lack it."""
     env = capturing(gym.make("robometer_gym/TabletopReach-v0", render_mode="rgb_array"))
     check_env(env)
     assert env.spec is not None

@@ -1,8 +1,8 @@
-"""One truth: every wrapper pays, ends and tells the same for the same episodes, bit for bit.
+"""One truth: every wrapper gives the same rewards, ends and infos, bit for bit.
 
-Each wrapper of many environments writes a diary of every environment. The scalar wrapper lives
-each diary again, alone, and must come to the same; and an oracle that knows nothing but the rules
-of the README says what it should have been. `DiceEnv` rolls its dice in reset and step, so that
+Each wrapper of many environments writes a diary of every environment. The scalar wrapper repeats
+each diary, alone, and must give the same; and an oracle that knows nothing but the documented
+rules computes the expected rewards. `DiceEnv` rolls its dice in reset and step, so that
 one stray call would change everything after it.
 """
 
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 
 from robometer_gym import FrameCapture, RobometerRewardWrapper, RobometerVectorRewardWrapper
 from robometer_gym.reward_model import Clip, Prediction
-from robometer_gym.tracking.tracker import Stream
+from robometer_gym.tracking.events import Stream
 from tests.environments import CAMERAS, DiceEnv, Life, read
 from tests.wrappers.schedules import (
     Diaries,
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 class Judge:
-    """A model that answers from the schedule, lists what it was shown, and keeps no frame."""
+    """A model that predicts from the schedule, lists the clips it received, and keeps no frame."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -65,14 +65,14 @@ class Judge:
         stream, steps = clip.stream, clip.steps
         assert isinstance(stream, Stream)
         assert steps is not None
-        told = [read(image) for image in clip.images]
-        camera, env, episode, _ = told[-1]
-        assert told == [(camera, env, episode, step) for step in steps]
+        readings = [read(image) for image in clip.images]
+        camera, env, episode, _ = readings[-1]
+        assert readings == [(camera, env, episode, step) for step in steps]
         pixels = tuple(image.tobytes() for image in clip.images)
         seen = Shown(stream.camera, stream.episode, steps, pixels, clip.task)
         self.shown.setdefault(stream.env, []).append(seen)
-        answers = self.schedule.answer(*told[-1])
-        return Prediction(*(np.full(len(clip), answer, np.float32) for answer in answers))
+        predicted = self.schedule.predict(*readings[-1])
+        return Prediction(*(np.full(len(clip), value, np.float32) for value in predicted))
 
 
 def plain(value: Any) -> Any:
@@ -87,12 +87,12 @@ def plain(value: Any) -> Any:
 
 
 def of(infos: Mapping[str, Any], env: int) -> dict[str, Any]:
-    """What a vector environment's infos say of one environment."""
-    told = {}
+    """Return one environment's infos out of those of a vector environment."""
+    own = {}
     for key, value in infos.items():
         if f"_{key}" in infos and infos[f"_{key}"][env]:
-            told[key] = of(value, env) if isinstance(value, dict) else value[env]
-    return told
+            own[key] = of(value, env) if isinstance(value, dict) else value[env]
+    return own
 
 
 class Gymnasium:
@@ -128,8 +128,8 @@ class Gymnasium:
         for env in self.everyone:
             if mask is None or mask[env]:
                 own = None if seed is None else seed + env
-                told = of(infos, env)
-                self.diaries[env].append(Reset(own, options, plain(self.latest[env]), plain(told)))
+                info = of(infos, env)
+                self.diaries[env].append(Reset(own, options, plain(self.latest[env]), plain(info)))
                 self.over[env] = False
             else:
                 assert of(infos, env) == {}
@@ -140,20 +140,20 @@ class Gymnasium:
         observations, rewards, terminated, truncated, infos = self.envs.step(np.array(actions))
         self.latest = list(iterate(self.envs.observation_space, observations))
         for env in self.everyone:
-            observation, told = self.latest[env], of(infos, env)
+            observation, info = self.latest[env], of(infos, env)
             ended = bool(terminated[env] or truncated[env])
             if self.over[env]:  # under NEXT_STEP
                 assert (rewards[env], ended) == (0.0, False)
-                self.diaries[env].append(Reset(None, None, plain(observation), plain(told)))
+                self.diaries[env].append(Reset(None, None, plain(observation), plain(info)))
                 self.over[env] = False
                 continue
-            last = (told.pop("final_obs"), told.pop("final_info")) if "final_obs" in told else None
+            last = (info.pop("final_obs"), info.pop("final_info")) if "final_obs" in info else None
             assert (last is not None) == (self.mode is AutoresetMode.SAME_STEP and ended)
             of_step = (float(rewards[env]), bool(terminated[env]), bool(truncated[env]))
-            seen, said = last or (observation, told)
-            self.diaries[env].append(Step(actions[env], plain(seen), *of_step, plain(said)))
+            seen, seen_info = last or (observation, info)
+            self.diaries[env].append(Step(actions[env], plain(seen), *of_step, plain(seen_info)))
             if last:
-                self.diaries[env].append(Reset(None, None, plain(observation), plain(told)))
+                self.diaries[env].append(Reset(None, None, plain(observation), plain(info)))
             else:
                 self.over[env] = ended
 
@@ -178,7 +178,7 @@ class StableBaselines:
         return self.diaries
 
     def _reset(self, seed: int | None, tasks: Sequence[str | None] | None = None) -> None:
-        """Reset all; those with a task are told it."""
+        """Reset all; a task goes to those that have one."""
         tasks = tasks or [None] * len(self.diaries)
         if seed is not None:
             self.venv.seed(seed)
@@ -187,19 +187,19 @@ class StableBaselines:
         for env, (diary, task) in enumerate(zip(self.diaries, tasks, strict=True)):
             own = None if seed is None else seed + env
             options = None if task is None else {"task": task}
-            told = plain(self.venv.reset_infos[env])
-            diary.append(Reset(own, options, self._of(observations, env), told))
+            info = plain(self.venv.reset_infos[env])
+            diary.append(Reset(own, options, self._of(observations, env), info))
 
     def _step(self) -> None:
         actions = [action(self.schedule, env, diary) for env, diary in enumerate(self.diaries)]
         observations, rewards, dones, infos = self.venv.step(np.array(actions))
-        for env, (diary, told) in enumerate(zip(self.diaries, infos, strict=True)):
-            done, truncated = bool(dones[env]), bool(told.pop("TimeLimit.truncated"))
-            assert ("terminal_observation" in told) == done
+        for env, (diary, info) in enumerate(zip(self.diaries, infos, strict=True)):
+            done, truncated = bool(dones[env]), bool(info.pop("TimeLimit.truncated"))
+            assert ("terminal_observation" in info) == done
             new = self._of(observations, env)
-            seen = plain(told.pop("terminal_observation")) if done else new
+            seen = plain(info.pop("terminal_observation")) if done else new
             ends = (done and not truncated, truncated)
-            diary.append(Step(actions[env], seen, float(rewards[env]), *ends, plain(told)))
+            diary.append(Step(actions[env], seen, float(rewards[env]), *ends, plain(info)))
             if done:
                 diary.append(Reset(None, None, new, plain(self.venv.reset_infos[env])))
 
@@ -217,7 +217,7 @@ def action(schedule: Schedule, env: int, diary: Sequence[Entry]) -> int:
 
 
 def alone(schedule: Schedule, env: int, diary: Sequence[Entry]) -> tuple[list[Entry], list[Shown]]:
-    """Live a diary again with the scalar wrapper; return its own diary and what its model saw."""
+    """Live a diary again with the scalar wrapper; return its own diary and its model's clips."""
     model = Judge(schedule)
     single = DiceEnv(env, schedule.cameras)
     single.live(schedule.lives)
@@ -225,18 +225,18 @@ def alone(schedule: Schedule, env: int, diary: Sequence[Entry]) -> tuple[list[En
     again: list[Entry] = []
     for entry in diary:
         if isinstance(entry, Reset):
-            observation, told = wrapped.reset(seed=entry.seed, options=entry.options)
-            again.append(Reset(entry.seed, entry.options, plain(observation), plain(told)))
+            observation, info = wrapped.reset(seed=entry.seed, options=entry.options)
+            again.append(Reset(entry.seed, entry.options, plain(observation), plain(info)))
         else:
-            observation, reward, *ends, told = wrapped.step(entry.action)
+            observation, reward, *ends, info = wrapped.step(entry.action)
             terminated, truncated = ends
-            step = (plain(observation), float(reward), terminated, truncated, plain(told))
+            step = (plain(observation), float(reward), terminated, truncated, plain(info))
             again.append(Step(entry.action, *step))
     return again, model.shown[0]
 
 
 def as_in_sb3(diary: Sequence[Entry]) -> list[Entry]:
-    """There nobody is told that an episode was truncated where it was terminated, too."""
+    """Drop truncations at a termination, which Stable-Baselines3 does not report."""
     return [
         entry._replace(truncated=entry.truncated and not entry.terminated)
         if isinstance(entry, Step)
@@ -246,7 +246,7 @@ def as_in_sb3(diary: Sequence[Entry]) -> list[Entry]:
 
 
 def check(schedule: Schedule, diaries: Diaries, model: Judge, sb3: bool = False) -> None:
-    """The scalar wrapper comes to the same, and it is what the rules say."""
+    """Check that the scalar wrapper gives the same, and that it follows the rules."""
     for env, diary in enumerate(diaries):
         again, shown = alone(schedule, env, diary)
         assert diary == (as_in_sb3(again) if sb3 else again)
@@ -277,10 +277,10 @@ def makers(schedule: Schedule) -> list[Any]:
 def live_in_gymnasium(core: Any, schedule: Schedule) -> Diaries:
     """Live it, and check."""
     model, tasks = Judge(schedule), TASKS[: core.num_envs]
-    paid = RobometerVectorRewardWrapper(core, tasks, model, **schedule.rules)
-    diaries = Gymnasium(paid, schedule).live()
+    rewarded = RobometerVectorRewardWrapper(core, tasks, model, **schedule.rules)
+    diaries = Gymnasium(rewarded, schedule).live()
     check(schedule, diaries, model)
-    paid.env = None  # type: ignore[assignment] # in Gymnasium 1.1 it would close `core` when it goes
+    rewarded.env = None  # type: ignore[assignment] # in Gymnasium 1.1 its deletion would close `core`
     return diaries
 
 
@@ -297,7 +297,7 @@ def live_in_sb3(venv: Any, schedule: Schedule) -> Diaries:
 
 
 def check_same_episodes(schedule: Schedule, several: Sequence[Diaries]) -> None:
-    """Nobody was interrupted: all wrappers have lived the same episodes, as far as they went."""
+    """Without interruptions all wrappers have lived the same episodes, as far as they went."""
     if not schedule.interruptions:
         for diaries in zip(*several, strict=True):
             first, *others = map(as_in_sb3, diaries)
@@ -314,7 +314,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 @cases(500)
 @given(schedules())
 def test_all_wrappers_of_one_process_agree(schedule):
-    """The same policy would be paid differently by the wrapper that happens to be around it."""
+    """The same policy would get other rewards from another wrapper around it."""
     several = [
         live_in_gymnasium(SyncVectorEnv(makers(schedule), autoreset_mode=mode), schedule)
         for mode in MODES
@@ -342,7 +342,7 @@ def workers() -> Iterator[list[Any]]:
 @cases(40)
 @given(schedule=schedules(WORKERS, len(CAMERAS)))
 def test_processes_agree(workers, schedule):
-    """Whether environments run in processes of their own would change what is paid."""
+    """Running environments in worker processes would change their rewards."""
     several = []
     for core in workers:
         core.call("live", schedule.lives)
@@ -362,6 +362,6 @@ def sb3_workers() -> Iterator[Any]:
 @cases(40)
 @given(schedule=schedules(WORKERS, len(CAMERAS)))
 def test_processes_of_stable_baselines3_agree(sb3_workers, schedule):
-    """SubprocVecEnv would pay otherwise than DummyVecEnv."""
+    """SubprocVecEnv would give other rewards than DummyVecEnv."""
     sb3_workers.env_method("live", schedule.lives)
     live_in_sb3(sb3_workers, schedule)

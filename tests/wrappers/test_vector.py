@@ -1,23 +1,23 @@
 """RobometerVectorRewardWrapper: resets, ends, batches, tasks, statistics, wrong arguments.
 
-That it pays what the scalar wrapper pays is in test_one_truth.py, failures are in
-test_workers.py. Defects of the wrappers that are in use (by their numbers in the list that this
-project keeps), and which test would fail on each; "scalar" is test_wrapper.py:
+test_one_truth.py compares its rewards with the scalar wrapper's, failures are in
+test_worker_failures.py. Known defects of other reward wrappers, and the tests that would fail on
+each; "scalar" are those of the scalar wrapper:
 
 1.  one benchmark's environments only, rewards shifted: scalar `test_frames_from_the_observation`,
-    `test_the_environments_reward_is_told_as_it_is`
+    `test_the_environments_reward_is_unchanged`
 2.  the model at every step, no batches: `test_one_call_of_the_model_for_all_that_are_due`, scalar
-    `test_the_model_is_asked_at_reset_at_every_nth_step_and_at_the_last`
+    `test_predictions_come_at_reset_at_every_nth_step_and_at_the_last`
 3.  other windows than the scalar wrapper, growing lists: test_one_truth.py, scalar
     `test_memory_does_not_grow_over_a_long_episode`
 4.  `test_the_reset_frame_never_enters_the_old_episode_under_same_step`
-5.  `test_the_reset_step_is_neither_scored_nor_paid_under_next_step`
+5.  `test_the_reset_step_has_neither_prediction_nor_reward_under_next_step`
 6.  `test_after_a_success_the_first_delta_is_that_of_the_new_episode`
 7.  `test_a_success_really_resets_its_environment_and_no_other`
 8.  `test_a_high_baseline_is_no_gift`
-9.  `test_the_environments_own_success_is_told_beside_the_models`
+9.  `test_the_environments_own_success_stands_beside_the_models`
 10. `test_a_model_given_by_name_is_loaded_at_the_first_reset`,
-    test_workers.py `test_workers_import_no_torch`, scalar
+    test_worker_failures.py `test_workers_import_no_torch`, scalar
     `test_the_spec_rebuilds_the_wrapped_environment`
 11. and 12. are the model's: test_checkpoint.py, test_processor.py
 """
@@ -42,8 +42,8 @@ from robometer_gym import (
 )
 from robometer_gym.reward_model import Clip
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+from tests.wrappers.rollouts import ONE_VOTE, TASK, progress_by_step, shown, step_all
 
-TASK = "open the drawer"
 NEXT, SAME, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 every_mode = pytest.mark.parametrize("mode", [NEXT, SAME, DISABLED])
 
@@ -62,37 +62,24 @@ def vector(
     return RobometerVectorRewardWrapper(core, task, model, **settings)
 
 
-def step(envs: Any) -> Any:
-    return envs.step(np.zeros(envs.num_envs, np.int64))
-
-
 def mask(envs: Any, *chosen: int) -> dict[str, Any]:
     return {"reset_mask": np.isin(np.arange(envs.num_envs), chosen)}
 
 
-def seen(clip: Clip) -> list[tuple[int, int]]:
-    """What a clip shows: (episode, step) of each frame."""
-    return [(t["episode"], t["step"]) for t in map(CountingEnv.read, clip.images)]
-
-
 def of(model: ScriptedRewardModel, env: int) -> list[list[tuple[int, int]]]:
-    """What the model saw of one environment."""
-    return [seen(clip) for clip in model.clips if clip.stream.env == env]  # type: ignore[union-attr]
+    """Return the frames that the model received of one environment."""
+    return [shown(clip) for clip in model.clips if clip.stream.env == env]  # type: ignore[union-attr]
 
 
 def success_at(env: int, episode: int, at: int) -> Any:
-    """A model that sees success in one environment, at one step of one episode, and then on."""
+    """A model that detects success in one environment, from one step of one episode on."""
 
     def success(clip: Clip) -> float:
         where: Any = clip.stream
-        (now, number), own = seen(clip)[-1], where.env
+        (now, number), own = shown(clip)[-1], where.env
         return float((own, now) == (env, episode) and number >= at)
 
     return success
-
-
-def progress_by_step(clip: Clip) -> float:
-    return seen(clip)[-1][1] / 16
 
 
 # Resets and ends
@@ -103,20 +90,20 @@ def test_the_reset_frame_never_enters_the_old_episode_under_same_step():
     model = ScriptedRewardModel(progress_by_step)
     envs = vector(model, [[2, 3], [3, 3]], SAME)
     envs.reset()
-    paid = [step(envs)[1].tolist() for _ in range(3)]
-    assert paid == [[1 / 16, 1 / 16], [1 / 16, 1 / 16], [1 / 16, 1 / 16]]
+    earned = [step_all(envs)[1].tolist() for _ in range(3)]
+    assert earned == [[1 / 16, 1 / 16], [1 / 16, 1 / 16], [1 / 16, 1 / 16]]
     old = [[(0, 0)], [(0, 0), (0, 1)], [(0, 0), (0, 1), (0, 2)]]
     assert of(model, 0) == [*old, [(1, 0)], [(1, 0), (1, 1)]]
     assert of(model, 1)[3:] == [[(0, 0), (0, 1), (0, 2), (0, 3)], [(1, 0)]]
 
 
-def test_the_reset_step_is_neither_scored_nor_paid_under_next_step():
-    """A step whose action was ignored would be paid the progress of a fresh scene."""
+def test_the_reset_step_has_neither_prediction_nor_reward_under_next_step():
+    """A step whose action is ignored would get the progress of a fresh scene as reward."""
     model = ScriptedRewardModel(lambda clip: 0.5)
     envs = vector(model, [[1, 2], [3]], NEXT, signal="progress")
     envs.reset()
-    assert step(envs)[1].tolist() == [0.5, 0.5]
-    _, rewards, terminated, _, infos = step(envs)
+    assert step_all(envs)[1].tolist() == [0.5, 0.5]
+    _, rewards, terminated, _, infos = step_all(envs)
     assert rewards.tolist() == [0.0, 0.5]
     assert not terminated.any()
     assert infos["_env_reward"].tolist() == [False, True]
@@ -128,27 +115,27 @@ def test_the_reset_step_is_neither_scored_nor_paid_under_next_step():
 def test_after_a_success_the_first_delta_is_that_of_the_new_episode(mode):
     """The next episode would begin with the difference to the old one's progress."""
     table = {(0, 0): 0.25, (0, 1): 1.0, (1, 0): 0.5, (1, 1): 0.625}
-    model = ScriptedRewardModel(lambda clip: table[seen(clip)[-1]], success_at(0, 0, 1))
-    envs = vector(model, [[9]], mode, success_votes=1, success_window=1)
+    model = ScriptedRewardModel(lambda clip: table[shown(clip)[-1]], success_at(0, 0, 1))
+    envs = vector(model, [[9]], mode, **ONE_VOTE)
     envs.reset()
-    _, rewards, terminated, _, _ = step(envs)
+    _, rewards, terminated, _, _ = step_all(envs)
     assert (rewards[0], terminated[0]) == (0.75, True)
     if mode is NEXT:
-        assert step(envs)[1].tolist() == [0.0]
+        assert step_all(envs)[1].tolist() == [0.0]
     if mode is DISABLED:
         envs.reset(options=mask(envs, 0))
-    assert step(envs)[1].tolist() == [0.125]
+    assert step_all(envs)[1].tolist() == [0.125]
     assert of(model, 0) == [[(0, 0)], [(0, 0), (0, 1)], [(1, 0)], [(1, 0), (1, 1)]]
 
 
 @every_mode
 def test_a_success_really_resets_its_environment_and_no_other(mode):
-    """The agent would believe in a new episode while the old one ran on; or its neighbour's end."""
+    """The agent would believe in a new episode while the old one ran on, or another one's end."""
     model = ScriptedRewardModel(progress_by_step, success_at(1, 0, 2))
-    envs = vector(model, [[9]] * 3, mode, success_votes=1, success_window=1)
+    envs = vector(model, [[9]] * 3, mode, **ONE_VOTE)
     envs.reset()
-    step(envs)
-    observations, _, terminated, truncated, infos = step(envs)
+    step_all(envs)
+    observations, _, terminated, truncated, infos = step_all(envs)
     assert (terminated.tolist(), truncated.any()) == ([False, True, False], False)
     if mode is SAME:
         assert observations[:, 0].tolist() == [2, 0, 2]
@@ -158,7 +145,7 @@ def test_a_success_really_resets_its_environment_and_no_other(mode):
         assert infos["robometer/success"].tolist() == [False, False, False]
     elif mode is NEXT:
         assert observations[:, 0].tolist() == [2, 2, 2]
-        observations, *_ = step(envs)
+        observations, *_ = step_all(envs)
         assert observations[:, 0].tolist() == [3, 0, 3]
     else:
         observations, infos = envs.reset(options=mask(envs, 1))
@@ -173,10 +160,10 @@ def test_several_successes_and_ends_at_one_step(mode):
     model = ScriptedRewardModel(
         progress_by_step, lambda clip: float(clip.stream.env < 2 and len(clip) > 2)
     )
-    envs = vector(model, [[9], [9], [2], [9]], mode, success_votes=1, success_window=1)
+    envs = vector(model, [[9], [9], [2], [9]], mode, **ONE_VOTE)
     envs.reset()
-    step(envs)
-    _, rewards, terminated, _, infos = step(envs)
+    step_all(envs)
+    _, rewards, terminated, _, infos = step_all(envs)
     assert terminated.tolist() == [True, True, True, False]
     assert rewards.tolist() == [1 / 16] * 4
     last = infos["final_info"] if mode is SAME else infos
@@ -192,37 +179,55 @@ def test_success_at_the_step_that_ends_anyway_resets_once(ends):
     """The environment would be reset twice, and an episode be skipped."""
     model = ScriptedRewardModel(progress_by_step, success_at(0, 0, 2))
     for mode, steps in ((NEXT, 3), (SAME, 2)):
-        envs = vector(model, [[2, 9]], mode, {"ends": [ends]}, success_votes=1, success_window=1)
+        envs = vector(model, [[2, 9]], mode, {"ends": [ends]}, **ONE_VOTE)
         envs.reset()
-        assert [step(envs)[2].tolist() for _ in range(steps)][1] == [True]
+        assert [step_all(envs)[2].tolist() for _ in range(steps)][1] == [True]
         assert [env.unwrapped.episode for env in envs.unwrapped.envs] == [1]
-        assert step(envs)[0].tolist() == [[1.0]]
+        assert step_all(envs)[0].tolist() == [[1.0]]
 
 
 @every_mode
 def test_a_high_baseline_is_no_gift(mode):
-    """The first step of each episode would be paid what the scene showed before it."""
+    """The first step's reward would be the progress that the scene showed before it."""
     envs = vector(ScriptedRewardModel(0.75), [[2], [3]], mode)
     envs.reset()
     for _ in range(7):
-        _, rewards, terminated, _, _ = step(envs)
+        _, rewards, terminated, _, _ = step_all(envs)
         assert rewards.tolist() == [0.0, 0.0]
         if mode is DISABLED and terminated.any():
             envs.reset(options={"reset_mask": terminated})
 
 
-def test_the_environments_own_success_is_told_beside_the_models():
-    """A false success could not be seen: the model's word would stand for the truth."""
+def test_the_environments_own_success_stands_beside_the_models():
+    """A false success could not be seen: the detector would stand for the truth."""
     model = ScriptedRewardModel(success=1.0)
-    envs = vector(model, [[9]], NEXT, {"success": [False]}, success_votes=1, success_window=1)
+    envs = vector(model, [[9]], NEXT, {"success": [False]}, **ONE_VOTE)
     envs.reset()
-    infos = step(envs)[4]
+    infos = step_all(envs)[4]
     assert infos["robometer/success"].tolist() == [True]
     assert infos["is_success"].tolist() == [False]
 
 
-class TellsArrays(gym.Wrapper[Any, Any, Any, Any]):
-    """Tells arrays whose shape changes, and whole numbers that become broken ones at reset."""
+class ReportsSuccessOnce(CountingEnv):
+    """Reports success at its first step alone."""
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return *rest, {"success": False} if self.steps == 1 else info
+
+
+def test_an_environment_that_reports_success_between_predictions_reports_it():
+    """The detector would stand for the truth in an environment that reports it now and then."""
+    core = SyncVectorEnv([lambda: FrameCapture(ReportsSuccessOnce([3]))] * 2)
+    envs = RobometerVectorRewardWrapper(core, TASK, ScriptedRewardModel(), predict_every=3)
+    envs.reset()
+    infos = [step_all(envs)[4] for _ in range(3)][-1]
+    assert infos["robometer/success"].tolist() == [False, False]
+    assert "is_success" not in infos
+
+
+class ReportsArrays(gym.Wrapper[Any, Any, Any, Any]):
+    """Reports arrays whose shape changes, and integers that become floats at reset."""
 
     def reset(self, **kwargs: Any) -> Any:
         observation, info = self.env.reset(**kwargs)
@@ -235,16 +240,16 @@ class TellsArrays(gym.Wrapper[Any, Any, Any, Any]):
 
 @pytest.mark.parametrize("end", ["its own", "by success"])
 def test_infos_of_the_reset_are_those_of_the_environment_under_same_step(end):
-    """What the environment says at reset would be forced into what it had said at the step."""
+    """The infos of the reset would be forced into the shapes of the step's."""
     model = ScriptedRewardModel(success=float(end == "by success"))
-    core = SyncVectorEnv([lambda: FrameCapture(TellsArrays(CountingEnv([1])))], autoreset_mode=SAME)
+    core = SyncVectorEnv(
+        [lambda: FrameCapture(ReportsArrays(CountingEnv([1])))], autoreset_mode=SAME
+    )
     if end == "by success":
         core.envs[0].unwrapped.lengths = (9,)  # type: ignore[attr-defined]
-    envs = RobometerVectorRewardWrapper(
-        core, TASK, model, predict_every=1, success_votes=1, success_window=1
-    )
+    envs = RobometerVectorRewardWrapper(core, TASK, model, predict_every=1, **ONE_VOTE)
     envs.reset()
-    infos = step(envs)[4]
+    infos = step_all(envs)[4]
     assert infos["final_info"]["path"].tolist() == [[1, 1]]
     assert infos["path"].tolist() == [[0, 0, 0]]
     assert infos["height"].tolist() == [0.5]
@@ -260,7 +265,7 @@ def test_one_call_of_the_model_for_all_that_are_due():
     envs = vector(model, [[4], [5], [6, 9], [9]], NEXT, predict_every=3)
     envs.reset()
     for _ in range(7):
-        step(envs)
+        step_all(envs)
     # reset; step 3; the ends at 4, 5, 6 with resets and the sixth step between them
     assert model.batches == [4, 4, 1, 2, 3, 1]
 
@@ -271,7 +276,7 @@ def test_frames_are_rendered_only_when_they_are_kept(mode):
     envs = vector(ScriptedRewardModel(), [[7], [99]], mode, predict_every=3)
     envs.reset()
     for _ in range(7):
-        step(envs)
+        step_all(envs)
     renders = [env.unwrapped.renders for env in envs.unwrapped.envs]
     assert renders == [1 + 2 + 1 + (mode is SAME), 1 + 2]
 
@@ -283,7 +288,7 @@ def test_frames_come_from_a_dict_observation():
     envs = vector(model, [[2], [3]], SAME, {"cameras": ("scene", "wrist")}, camera=cameras)
     observations, _ = envs.reset()
     assert observations["scene"].shape == (2, 24, 32, 3)
-    infos = [step(envs)[4] for _ in range(2)][-1]
+    infos = [step_all(envs)[4] for _ in range(2)][-1]
     assert sorted(infos["final_obs"][0]) == ["count", "scene", "wrist"]
     streams: list[Any] = [clip.stream for clip in model.clips[:4]]
     assert [stream.camera for stream in streams] == ["scene", "wrist"] * 2
@@ -292,18 +297,18 @@ def test_frames_come_from_a_dict_observation():
 
 def test_a_model_given_by_name_is_loaded_at_the_first_reset(monkeypatch):
     """Gigabytes would be read for an environment that is only looked at."""
-    asked = []
+    loaded = []
 
     def load(name: Any) -> ScriptedRewardModel:
-        asked.append(name)
+        loaded.append(name)
         return ScriptedRewardModel()
 
-    monkeypatch.setattr("robometer_gym.tracking.tracker.load_reward_model", load)
+    monkeypatch.setattr("robometer_gym.models.loading._load", load)
     envs = vector("some/model", [[3], [3]])
-    assert asked == []
+    assert loaded == []
     envs.reset()
-    step(envs)
-    assert asked == ["some/model"]
+    step_all(envs)
+    assert loaded == ["some/model"]
 
 
 # Tasks
@@ -314,8 +319,8 @@ def test_each_environment_may_have_its_own_task():
     model = ScriptedRewardModel()
     envs = vector(model, [[1], [9]], task=["open the drawer", "close it"])
     envs.reset()
-    step(envs)
-    step(envs)
+    step_all(envs)
+    step_all(envs)
     assert envs.tasks == ["open the drawer", "close it"]
     assert {(clip.stream.env, clip.task) for clip in model.clips} == {  # type: ignore[union-attr]
         (0, "open the drawer"),
@@ -333,10 +338,10 @@ def test_a_task_among_the_options_is_for_the_episodes_that_begin_with_it(mode):
     assert envs.tasks == [TASK, "close it"]
     assert infos["options"]["task"].tolist() == [None, "close it"]
     for _ in range(3):
-        step(envs)
+        step_all(envs)
     if mode is DISABLED:
         envs.reset(options=mask(envs, 1))
-    step(envs)
+    step_all(envs)
     assert envs.tasks == [TASK, TASK]
     envs.reset(options={"task": "fold it"})
     assert envs.tasks == ["fold it", "fold it"]
@@ -347,22 +352,20 @@ def test_a_task_among_the_options_is_for_the_episodes_that_begin_with_it(mode):
 
 @every_mode
 @pytest.mark.parametrize("end", ["its own", "by success"])
-def test_statistics_outside_count_what_is_paid(mode, end):
+def test_statistics_outside_count_our_rewards(mode, end):
     """Learning curves would show the environment's reward, or episodes that never end."""
     by_success = end == "by success"
     model = ScriptedRewardModel(progress_by_step, success_at(0, 0, 3) if by_success else 0.0)
     lengths = [[9 if by_success else 3, 9], [9]]
-    envs = RecordEpisodeStatistics(
-        vector(model, lengths, mode, success_votes=1, success_window=1, success_bonus=2.0)
-    )
+    envs = RecordEpisodeStatistics(vector(model, lengths, mode, **ONE_VOTE, success_bonus=2.0))
     envs.reset()
-    infos = [step(envs)[4] for _ in range(3)][-1]
+    infos = [step_all(envs)[4] for _ in range(3)][-1]
     assert infos["_episode"].tolist() == [True, False]
     assert infos["episode"]["r"].tolist() == [3 / 16 + 2.0 * by_success, 0.0]
     assert infos["episode"]["l"].tolist() == [3, 0]
     if mode is DISABLED:
         envs.reset(options=mask(envs, 0))
-    infos = [step(envs)[4] for _ in range(6)][-1]
+    infos = [step_all(envs)[4] for _ in range(6)][-1]
     assert infos["episode"]["r"].tolist() == [0.0, 9 / 16]
     assert infos["episode"]["l"].tolist() == [0, 9]
 
@@ -391,10 +394,10 @@ def test_a_copy_of_a_vector_goes_on_alone():
     """A copy for evaluation would share episodes with the training, or could not be made."""
     envs = vector(ScriptedRewardModel(progress_by_step), [[9], [9]])
     envs.reset()
-    step(envs)
+    step_all(envs)
     copy = deepcopy(envs)
-    assert copy.tracker.model is envs.tracker.model
-    assert step(copy)[1].tolist() == step(envs)[1].tolist() == [1 / 16, 1 / 16]
+    assert copy.tracker.reward_model is envs.tracker.reward_model
+    assert step_all(copy)[1].tolist() == step_all(envs)[1].tolist() == [1 / 16, 1 / 16]
     assert copy.unwrapped.envs[0].unwrapped.steps == 2
 
 
@@ -410,7 +413,7 @@ def around(core: Any, task: Any = TASK, **settings: Any) -> Any:
 
 
 class Alone(VectorEnv[Any, Any, Any]):
-    """A vector environment of somebody's own, without sub-environments."""
+    """A vector environment of another library, without sub-environments."""
 
     num_envs = 2
 
@@ -446,14 +449,14 @@ def test_a_wrong_argument_is_refused_at_once(make, message):
         make()
 
 
-def test_an_environment_that_is_paid_already_is_refused():
-    """The model would be paid for its own payments."""
+def test_an_environment_with_model_rewards_is_refused():
+    """The model's rewards would pass for the environment's own."""
 
-    def paid() -> Any:
+    def rewarded() -> Any:
         return FrameCapture(RobometerRewardWrapper(CountingEnv(), TASK, ScriptedRewardModel()))
 
     with pytest.raises(SubEnvironmentError, match=r"Environment 0 .* RobometerRewardWrapper alr"):
-        around(SyncVectorEnv([paid])).reset()
+        around(SyncVectorEnv([rewarded])).reset()
 
 
 @every_mode
@@ -461,7 +464,7 @@ def test_a_step_before_the_first_reset_is_refused_and_changes_nothing(mode):
     """The environments' dice would have been rolled, and the next episode be another."""
     envs = vector(ScriptedRewardModel(), [[3], [3]], mode)
     with pytest.raises(ResetNeeded, match="call reset"):
-        step(envs)
+        step_all(envs)
     assert [env.unwrapped.steps for env in envs.unwrapped.envs] == [0, 0]
 
 
@@ -473,11 +476,11 @@ def test_a_step_on_an_ended_environment_is_refused_without_autoreset(end):
     envs = vector(model, [[9], [length]], DISABLED, success_votes=1, success_window=2)
     envs.reset()
     if end == "its own":
-        step(envs)
-    step(envs)
+        step_all(envs)
+    step_all(envs)
     envs.reset(options=mask(envs, 0))
     with pytest.raises(ResetNeeded, match=r"environment 1.*reset_mask"):
-        step(envs)
+        step_all(envs)
     assert envs.unwrapped.envs[0].unwrapped.steps == 0
 
 
@@ -500,7 +503,7 @@ def test_a_wrong_reset_mask_leaves_the_episodes_as_they_are(kind, wrong):
     envs.reset()
     with pytest.raises((ValueError, TypeError), match=r"reset_mask.*array of 2 bools"):
         envs.reset(options={"reset_mask": wrong})
-    assert step(envs)[1].tolist() == [1 / 16, 1 / 16]
+    assert step_all(envs)[1].tolist() == [1 / 16, 1 / 16]
     envs.close()
 
 
@@ -510,4 +513,4 @@ def test_a_bad_task_at_reset_leaves_the_episodes_as_they_are():
     envs.reset()
     with pytest.raises(ValueError, match="task must say"):
         envs.reset(options={"task": ""})
-    assert step(envs)[1].tolist() == [1 / 16, 1 / 16]
+    assert step_all(envs)[1].tolist() == [1 / 16, 1 / 16]

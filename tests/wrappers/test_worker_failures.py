@@ -1,7 +1,7 @@
-"""When something fails: environments, their processes, the renderer, the model.
+"""Failures of environments, their processes, the renderer and the model, in vector environments.
 
 Always an error that names the environment, never a hang, and no process or file that stays. The
-same is asked of every vector environment: Gymnasium's and Stable-Baselines3's, with and without
+same tests run on every vector environment: Gymnasium's and Stable-Baselines3's, with and without
 processes.
 """
 
@@ -25,12 +25,12 @@ from robometer_gym import (
     make_robometer_vec,
 )
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
-from robometer_gym.wrappers.worker_failures import close_workers, naming_dead_workers
+from robometer_gym.wrappers.worker_failures import close_workers, report_dead_workers
 from tests.environments import Trouble
+from tests.wrappers.rollouts import TASK, step_all
 
 pytestmark = pytest.mark.usefixtures("no_hanging")
 
-TASK = "open the drawer"
 WORKERS = {"context": "forkserver"}
 
 
@@ -74,20 +74,16 @@ every_processes = pytest.mark.parametrize("kind", PROCESSES)
 
 
 def make(kind: str, trouble: dict[str, Any], model: Any = None, envs: int = 2, at: int = 1) -> Any:
-    """Environments of which number `at` has trouble."""
+    """Return environments of which number `at` has trouble."""
     makers = [partial(captured, **(trouble if env == at else {})) for env in range(envs)]
     return {**ONE_PROCESS, **PROCESSES}[kind](makers, model or ScriptedRewardModel(0.5))
-
-
-def step(envs: Any) -> Any:
-    return envs.step(np.zeros(envs.num_envs, np.int64))
 
 
 def run(envs: Any, steps: int) -> None:
     """Reset, and make some steps."""
     envs.reset()
     for _ in range(steps):
-        step(envs)
+        step_all(envs)
 
 
 def processes(envs: Any) -> list[Any]:
@@ -108,9 +104,9 @@ def check_nothing_stays(envs: Any) -> None:
 def check_goes_on(envs: Any) -> None:
     """After the error and a reset all is as if nothing had been."""
     with pytest.raises(ResetNeeded, match="call reset"):
-        step(envs)
+        step_all(envs)
     envs.reset()
-    assert step(envs)[1].tolist() == [0.0] * envs.num_envs
+    assert step_all(envs)[1].tolist() == [0.0] * envs.num_envs
 
 
 # An environment raises
@@ -119,11 +115,11 @@ def check_goes_on(envs: Any) -> None:
 @every_kind
 @pytest.mark.parametrize("at", [(0, 0), (0, 2)], ids=["reset", "step"])
 def test_an_environment_that_raises_is_named(kind, at):
-    """One of many robots fails, and nobody can say which; or the training hangs."""
+    """One of many robots fails, and the message does not name it; or the training hangs."""
     envs = make(kind, {"what": "raise", "episode": at[0], "step": at[1]})
     with pytest.raises(SubEnvironmentError, match=r"Environment 1 .*gripper is stuck") as caught:
         run(envs, 2)
-    assert "in _happen" in str(caught.value)  # its own traceback is told
+    assert "in _happen" in str(caught.value)  # its own traceback
     check_goes_on(envs)
     check_nothing_stays(envs)
 
@@ -133,7 +129,7 @@ def test_an_environment_that_raises_is_named(kind, at):
 )
 @pytest.mark.parametrize("success", [0.0, 1.0], ids=["its own end", "success"])
 def test_an_environment_that_raises_in_an_autoreset_is_named(kind, success):
-    """A reset that nobody called fails, and the message is about a step or about nothing."""
+    """An automatic reset fails, and the message is about a step or about nothing."""
     trouble = {"what": "raise", "episode": 1, "step": 0, "lengths": [9 if success else 2]}
     seen = ScriptedRewardModel(0.5, lambda clip: success * (len(clip) > 1 and clip.stream.env == 1))
     envs = make(kind, trouble, seen)
@@ -149,7 +145,7 @@ def test_an_environment_without_a_reward_is_named(kind):
     envs = make(kind, {"what": "nothing"})
     envs.reset()
     with pytest.raises(SubEnvironmentError, match="Environment 1 failed: TypeError"):
-        step(envs)
+        step_all(envs)
     check_nothing_stays(envs)
 
 
@@ -172,7 +168,7 @@ def test_a_bad_frame_in_one_of_eight_environments_is_named(kind, what, message, 
 @every_one_process
 @pytest.mark.parametrize("at", [0, 1], ids=["reset", "step"])
 def test_after_a_failure_no_other_environment_is_touched(kind, at):
-    """Without MUJOCO_GL the first one fails and the second aborts the process: nothing is told."""
+    """Without MUJOCO_GL the first one fails, and the second aborts the process without a word."""
     envs = make(kind, {"what": "none", "step": at}, at=0)
     with pytest.raises(SubEnvironmentError, match=r"Environment 0 .*render\(\) returned None"):
         run(envs, 1)
@@ -186,7 +182,7 @@ def test_a_bad_frame_in_a_process_is_named(kind):
     envs = make(kind, {"what": "none"})
     envs.reset()
     with pytest.raises(SubEnvironmentError, match=r"Environment 1 .*render\(\) returned None"):
-        step(envs)
+        step_all(envs)
     check_goes_on(envs)
     check_nothing_stays(envs)
 
@@ -203,7 +199,7 @@ def test_a_worker_that_dies_at_a_step_is_named(kind, what, code):
     with pytest.raises(
         SubEnvironmentError, match=rf"process of environment 1 \(exit code {code}\) has died"
     ):
-        step(envs)
+        step_all(envs)
     check_nothing_stays(envs)
 
 
@@ -229,13 +225,13 @@ def test_a_worker_that_is_killed_between_steps_is_named(kind):
     with pytest.raises(
         SubEnvironmentError, match=r"process of environment 0 \(exit code -9\) has died"
     ):
-        step(envs)
+        step_all(envs)
     check_nothing_stays(envs)
 
 
 @every_processes
 def test_close_after_a_worker_was_killed_ends_the_others(kind):
-    """`close` would wait for the dead one's answer for ever."""
+    """`close` would wait for the dead one's reply for ever."""
     envs = make(kind, {})
     envs.reset()
     os.kill(processes(envs)[0].pid, signal.SIGKILL)
@@ -243,8 +239,8 @@ def test_close_after_a_worker_was_killed_ends_the_others(kind):
 
 
 @every_processes
-def test_after_an_interrupt_no_answer_is_waited_for(kind, monkeypatch):
-    """Ctrl-C would come back at the next reset or at close; or a step answer for that reset."""
+def test_after_an_interrupt_no_reply_is_waited_for(kind, monkeypatch):
+    """Ctrl-C would come back at the next reset or close; or a step's reply pass for a reset's."""
     envs = make(kind, {})
     envs.reset()
     workers = processes(envs)
@@ -256,7 +252,7 @@ def test_after_an_interrupt_no_answer_is_waited_for(kind, monkeypatch):
 
     monkeypatch.setattr(envs.unwrapped, "step_wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        step(envs)
+        step_all(envs)
     assert not any(worker.is_alive() for worker in workers)
     with pytest.raises((SubEnvironmentError, ClosedEnvironmentError)):
         envs.reset()
@@ -266,7 +262,7 @@ def test_after_an_interrupt_no_answer_is_waited_for(kind, monkeypatch):
 def test_the_broken_pipe_of_something_else_passes():
     """A model on a server that is gone would be reported as a dead environment."""
     core = SyncVectorEnv([captured])
-    with pytest.raises(ConnectionResetError, match="server"), naming_dead_workers(core):
+    with pytest.raises(ConnectionResetError, match="server"), report_dead_workers(core):
         raise ConnectionResetError("server")
 
 
@@ -286,11 +282,11 @@ def test_workers_end_even_if_closing_fails():
 @every_processes
 @pytest.mark.filterwarnings("ignore:.*ERROR:UserWarning")  # how Gymnasium logs it
 def test_an_observation_that_does_not_fit_ends_in_an_error_and_not_in_a_hang(kind):
-    """The vector environment itself refuses it, in the worker or here; nobody may wait then."""
+    """The vector environment itself refuses it, in the worker or here; nothing may wait then."""
     envs = make(kind, {"what": "misshapen"})
     envs.reset()
     with pytest.raises((ValueError, SubEnvironmentError)):
-        step(envs)
+        step_all(envs)
     check_nothing_stays(envs)
 
 
@@ -298,14 +294,14 @@ def test_an_observation_that_does_not_fit_ends_in_an_error_and_not_in_a_hang(kin
 
 
 @every_one_process
-@pytest.mark.parametrize("answer", [RuntimeError("out of memory"), float("nan")])
+@pytest.mark.parametrize("failure", [RuntimeError("out of memory"), float("nan")])
 @pytest.mark.parametrize("at", [0, 1, 3], ids=["reset", "step", "end"])
-def test_a_model_that_fails_is_an_error_and_a_reset_goes_on(kind, answer, at):
+def test_a_model_that_fails_is_an_error_and_a_reset_goes_on(kind, failure, at):
     """A NaN would be learned from; or one failure would end a training that could go on."""
-    answers: list[Any] = [0.5] * 99
-    answers[2 * at] = answer
-    expected = RuntimeError if isinstance(answer, RuntimeError) else RewardModelError
-    envs = make(kind, {"lengths": [3]}, ScriptedRewardModel(answers))
+    script: list[Any] = [0.5] * 99
+    script[2 * at] = failure
+    expected = RuntimeError if isinstance(failure, RuntimeError) else RewardModelError
+    envs = make(kind, {"lengths": [3]}, ScriptedRewardModel(script))
     with pytest.raises(expected, match=r"out of memory|<env [01], episode 0"):
         run(envs, 3)
     check_goes_on(envs)
@@ -317,7 +313,7 @@ def test_a_model_that_fails_leaves_the_workers_alive():
     envs = make("async, same step", {}, model)
     envs.reset()
     with pytest.raises(RuntimeError, match="busy"):
-        step(envs)
+        step_all(envs)
     assert all(worker.is_alive() for worker in processes(envs))
     check_goes_on(envs)
     check_nothing_stays(envs)
@@ -327,7 +323,7 @@ def test_a_model_that_fails_leaves_the_workers_alive():
 
 
 def loaded_modules(env: Any, _: Any) -> Any:
-    """A camera that tells, in its picture, whether its process has imported torch."""
+    """A camera whose frame shows whether its process has imported torch."""
     import sys
 
     heavy = {"torch", "transformers", "stable_baselines3"} & set(sys.modules)
