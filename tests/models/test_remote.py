@@ -173,7 +173,7 @@ def test_a_stream_that_is_used_again_after_its_release_starts_empty(server, remo
 
 
 def test_a_server_with_room_for_less_than_a_batch_still_predicts():
-    """Client and server would ask each other for frames without an end."""
+    """Client and server would exchange frames without an end."""
     images = [frames(20, seed=seed) for seed in range(6)]
     limits = Limits(streams=2, stored_bytes=1000)
     with ServerProcess(limits=limits) as server:
