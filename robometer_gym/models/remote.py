@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_BYTES = 64 << 20  # a request is sent when its frames exceed this
 _REQUEST_CLIPS = 64
-_MAX_STREAMS = 4096  # not released; the server evicts as well
+_MAX_STREAMS = 1024  # known at a time, as by a server; released or not
 _RELEASE_SECONDS = 1.0
 
 

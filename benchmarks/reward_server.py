@@ -13,15 +13,15 @@ Method: server, clients and this process are separate processes; clients are thr
 --client-processes processes. The first tenth of the queries is the warm-up and does not count.
 Hardware: as many CPU cores as there are, no GPU, loopback. Other work shows as noise.
 
-    python benchmarks/server.py
-    python benchmarks/server.py --models timed --seconds 20
+    python benchmarks/reward_server.py
+    python benchmarks/reward_server.py --models timed --seconds 20
+    python benchmarks/reward_server.py --soak 100000
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import multiprocessing
 import os
 import statistics
@@ -29,11 +29,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness.report import print_json
 
 from robometer_gym import Clip, LazyRewardModel, Prediction, RemoteRewardModel, RewardModel
+from robometer_gym.serve.limits import Limits
 from robometer_gym.serve.server import serve
 
 BARS = {"overhead_ms": 1.0, "bytes": 6.0, "throughput": 0.9}
@@ -66,16 +69,16 @@ def make_model(name: str) -> RewardModel:
     return TimedModel(0.01, 0.0025) if name == "timed" else TimedModel()
 
 
-def run_server(name: str, pipe: Any) -> None:
+def run_server(name: str, limits: Limits, pipe: Any) -> None:
     """Serve a model, and send the URL through a pipe."""
-    serve(LazyRewardModel(make_model(name)), port=0, on_start=pipe.send)
+    serve(LazyRewardModel(make_model(name)), port=0, limits=limits, on_start=pipe.send)
 
 
 @contextmanager
-def server(name: str) -> Iterator[str]:
+def server(name: str, limits: Limits | None = None) -> Iterator[str]:
     """Start a server of a model in a process of its own; yield its URL."""
     ours, theirs = _context.Pipe()
-    process = _context.Process(target=run_server, args=(name, theirs))
+    process = _context.Process(target=run_server, args=(name, limits or Limits(), theirs))
     process.start()
     try:
         yield ours.recv()
@@ -199,6 +202,49 @@ def measure_batches(model: RewardModel, size: tuple[int, int], batch: int, secon
     return clips / (time.perf_counter() - started)
 
 
+def soak(requests: int, clients: int = 8, episode: int = 20) -> list[dict[str, int]]:
+    """Send requests of short episodes; return the server's and the clients' resources on the way.
+
+    Half of the episodes are released; the server evicts the others.
+    """
+    samples: list[dict[str, int]] = []
+    done = [0] * clients
+    with server("free", Limits(streams=64)) as url:
+        (process,) = multiprocessing.active_children()
+        remote = RemoteRewardModel(url)
+
+        def predict(client: int) -> None:
+            number = 0
+            while done[client] < requests // clients:
+                stream = (client, number)
+                for clip, _ in zip(growing_windows((64, 64), stream), range(episode), strict=False):
+                    remote.predict([clip])
+                    done[client] += 1
+                if number % 2:
+                    remote.release(stream)
+                number += 1
+
+        threads = [threading.Thread(target=predict, args=(client,)) for client in range(clients)]
+        for thread in threads:
+            thread.start()
+        for tenth in range(1, 11):
+            while sum(done) < requests * tenth // 10:
+                time.sleep(0.05)
+            sample = {"requests": sum(done)}
+            for side, pid in (("server", process.pid), ("client", os.getpid())):
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                values = dict(line.split(":", 1) for line in lines)
+                sample[f"{side}_rss_kb"] = int(values["VmRSS"].split()[0])
+                sample[f"{side}_threads"] = int(values["Threads"])
+                sample[f"{side}_fds"] = len(os.listdir(f"/proc/{pid}/fd"))
+            print(sample, flush=True)
+            samples.append(sample)
+        for thread in threads:
+            thread.join()
+        remote.close()
+    return samples
+
+
 def main() -> None:
     """Measure, print tables, and last one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -208,7 +254,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--client-processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--soak", type=int, metavar="N", help="only send N requests")
     arguments = parser.parse_args()
+    if arguments.soak:
+        print_json("reward_server", soak=soak(arguments.soak))
+        return
     size = (arguments.size[0], arguments.size[1])
     results: dict[str, dict[str, float]] = {}
     print(f"{size[0]}x{size[1]}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
@@ -232,7 +282,7 @@ def main() -> None:
             f"{many['throughput']:.2f} (bar: {BARS['throughput']:g})"
         )
         results[name] |= many
-    print(json.dumps({"benchmark": "server", "load": os.getloadavg()[0], "results": results}))
+    print_json("reward_server", bars=BARS, load=os.getloadavg()[0], results=results)
 
 
 if __name__ == "__main__":
