@@ -158,7 +158,7 @@ def test_frames_of_an_old_window_are_sent_again(server, remote):
 def test_a_step_at_two_sizes_is_two_frames(remote):
     """A frame would be read with the height and width of another."""
     for size in ((8, 8), (4, 16), (8, 8)):
-        clip = Clip(frames(2, size), "open the drawer", "sizes", (0, 1))
+        clip = Clip(frames(2, size, seed=size[0]), "open the drawer", "sizes", (0, 1))
         assert same(remote.predict([clip]), [clip])
 
 
