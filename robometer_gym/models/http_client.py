@@ -124,8 +124,8 @@ class HTTPClient:
             if remaining < _FIRST_WAIT or retry_after > remaining:
                 raise RewardModelError(
                     f"{self.url} gave no prediction within {deadline.seconds:g} s "
-                    f"({tries} tries); the last failure was {failure.rstrip('.')}. Is the server running, and "
-                    "fast enough?"
+                    f"({tries} tries); the last failure was {failure.rstrip('.')}. Is the server "
+                    "running, and fast enough?"
                 )
             pause = max(wait, retry_after) * random.uniform(1.0, 1.25)  # not all at the same time
             time.sleep(min(pause, remaining / 2))

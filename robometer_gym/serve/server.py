@@ -84,6 +84,7 @@ def serve(
         uvicorn.Config(
             app,
             http=type("Protocol", (_Protocol,), {"head_seconds": limits.head_seconds}),
+            loop="asyncio",
             ws="none",
             lifespan="on",
             log_level="warning",
