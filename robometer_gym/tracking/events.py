@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "Listener",
     "Outcome",
+    "Response",
     "Settled",
     "Start",
     "Step",
@@ -79,6 +80,13 @@ class Outcome(NamedTuple):
     info: dict[str, Any]
 
 
+class Response(NamedTuple):
+    """The response of a reward model: predictions, or the exception it raised; and its seconds."""
+
+    answer: Sequence[Prediction] | Exception
+    seconds: float
+
+
 class Settled(NamedTuple):
     """One event with everything that came of it, for listeners.
 
@@ -122,7 +130,7 @@ def read_reward(reward: Any) -> float:
         >>> read_reward(2)
         2.0
     """
-    if isinstance(reward, int | float) or getattr(reward, "shape", None) == ():
+    if isinstance(reward, (float, int)) or getattr(reward, "shape", None) == ():
         return float(reward)
     raise TypeError(
         f"The environment's reward must be a number, got {reward!r}. Return a float from its "

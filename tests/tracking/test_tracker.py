@@ -17,7 +17,8 @@ from robometer_gym.reward_model import CheckpointError, Clip, RewardModelError
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 from robometer_gym.tracking.events import Outcome, Start, Step, Stream
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
+from robometer_gym.tracking.stack import find_tracker
+from robometer_gym.tracking.tracker import EpisodeTracker
 
 TASKS = ["open the drawer", "close the drawer", "stack the cups"]
 
@@ -165,7 +166,7 @@ def test_ended_streams_are_released_once():
     assert len(model.released) == 4
 
 
-def test_a_model_that_keeps_nothing_need_not_be_told():
+def test_a_model_without_streams_needs_no_release():
     """A model with `predict` alone would fail at the end of the first episode."""
 
     class Plain:
