@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from robometer_gym.reward_model import (
     CheckpointError,
@@ -192,6 +192,10 @@ class EpisodeTracker:
             RewardModelError: an answer of the model that is no prediction.
             Exception: whatever the model raises, where `on_error` is "raise".
         """
+        if not self.listeners and all(event.frames is None for event in events):
+            # Most steps: nothing is due, so nothing can fail or wait.
+            steps = cast("Sequence[Step]", events)  # a Start always has frames
+            return [self._compute_outcome(step, self._count_step(step), None) for step in steps]
         pending = self.observe(events)
         if not pending.clips:
             return self.settle(pending, [])
@@ -222,19 +226,15 @@ class EpisodeTracker:
         clips_by_event: list[Sequence[Clip]] = []
         episodes, replaced = [], []
         for event in events:
-            episode = self._episodes[event.env]
             clips: Sequence[Clip] = ()
             if isinstance(event, Start):
-                replaced.append(episode)
-                episode = _Episode(
-                    self.settings, event, episode.number + 1, episode.reports_success
-                )
+                before = self._episodes[event.env]
+                replaced.append(before)
+                episode = _Episode(self.settings, event, before.number + 1, before.reports_success)
                 self._episodes[event.env] = episode
                 episode.running = True
             else:
-                episode.steps += 1
-                episode.reports_success |= event.true_success is not None
-                episode.running = not (event.terminated or event.truncated)
+                episode = self._count_step(event)
                 if event.frames is not None:
                     episode.append(event.frames)
             if event.frames is not None:
@@ -243,6 +243,13 @@ class EpisodeTracker:
             episodes.append(episode)
             clips_by_event.append(clips)
         return Pending(flat, events, clips_by_event, episodes, replaced)
+
+    def _count_step(self, step: Step) -> _Episode:
+        episode = self._episodes[step.env]
+        episode.steps += 1
+        episode.reports_success |= step.true_success is not None
+        episode.running = not (step.terminated or step.truncated)
+        return episode
 
     def settle(
         self,
@@ -285,7 +292,8 @@ class EpisodeTracker:
                 outcomes.append(Outcome(0.0, False, self._begin(episode, mean)))
             else:
                 outcomes.append(self._compute_outcome(event, episode, mean))
-        self._notify(pending, outcomes, predictions, seconds)
+        if self.listeners or pending.replaced:
+            self._notify(pending, outcomes, predictions, seconds)
         return outcomes
 
     def _notify(
@@ -305,7 +313,6 @@ class EpisodeTracker:
             strict=True,
         ):
             starts = isinstance(event, Start)
-            episode.start = None
             if starts or self.listeners:
                 settled.append(Settled(event, outcome, episode.number, clips, checked))
             if starts and episode.running:
@@ -380,6 +387,7 @@ class EpisodeTracker:
     def _compute_outcome(
         self, step: Step, episode: _Episode, prediction: _MeanPrediction | None
     ) -> Outcome:
+        episode.start = None
         settings = self.settings
         before, newly_detected = episode.latest, False
         if prediction is not None:
