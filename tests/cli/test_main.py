@@ -4,6 +4,7 @@ import argparse
 import logging
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import get_type_hints
 
@@ -151,7 +152,7 @@ SETTINGS = {
 }
 
 
-def words(values: dict[str, object]) -> list[str]:
+def words(values: Mapping[str, object]) -> list[str]:
     """Write options on a command line."""
     written = []
     for name, value in values.items():
