@@ -47,6 +47,7 @@ def list_metrics(report: Report) -> list[Metric]:
     return [
         Metric("episodes", str(totals.episodes), f"{totals.mean_steps:.1f} steps on average"),
         *_detector_metrics(report),
+        *_last_frame_metrics(report),
         *_delay_metrics(report),
         *_order_metrics(report),
         *_reward_metrics(report),
@@ -69,6 +70,7 @@ def _detector_metrics(report: Report) -> list[Metric]:
     totals = report.totals
     known = f"{totals.truth_known} of {totals.episodes} episodes with known truth"
     detected = sum(trace.detected_step is not None for trace in report.episodes)
+    undecided = "the detector could not decide; recall counts them as missed"
     rows = [
         ("success rate, by the environment", totals.true_success_rate, ""),
         ("precision of the detector", totals.precision, "nothing detected"),
@@ -83,6 +85,30 @@ def _detector_metrics(report: Report) -> list[Metric]:
             f"detected in {detected} of {totals.episodes} episodes",
         ),
         *(_metric(name, value, known, _reason(report, lacks)) for name, value, lacks in rows),
+        *[Metric("successes that ended too early", str(totals.undecided), undecided)]
+        * (totals.undecided > 0),
+    ]
+
+
+def _last_frame_metrics(report: Report) -> list[Metric]:
+    totals = report.totals
+    known = f"{totals.truth_known} of {totals.episodes} episodes with known truth"
+    rows = [
+        ("precision", totals.last_frame_precision, "no last frame is a success"),
+        ("recall", totals.last_frame_recall, "no true success"),
+        ("F1", totals.last_frame_f1, "no success, and no last frame is one"),
+        ("false-success rate", totals.last_frame_false_success_rate, "no failure"),
+    ]
+    return [
+        _metric(
+            "success rate, by the last frame",
+            totals.last_frame_success_rate,
+            f"the last prediction reaches {report.settings.success_threshold:g}, without votes",
+        ),
+        *(
+            _metric(f"{name} of the last frame", value, known, _reason(report, lacks))
+            for name, value, lacks in rows
+        ),
     ]
 
 
@@ -147,6 +173,7 @@ def markdown(report: Report) -> str:
         "reward model": f"`{report.reward_model}`",
         "seed": str(report.seed),
         "settings": ", ".join(f"{k} {_cell(str(v))}" for k, v in vars(settings).items()),
+        "checkpoint": ", ".join(f"{k} {_cell(v)}" for k, v in report.checkpoint.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
     rows = []

@@ -16,6 +16,7 @@ from typing_extensions import Self, TypeIs, Unpack
 
 from robometer_gym.reward_model import (
     Clip,
+    DescribedRewardModel,
     Prediction,
     ReleasesStreams,
     RewardModel,
@@ -115,6 +116,13 @@ class LazyRewardModel:
     def name(self) -> str:
         """The hub id, folder or "demo"; of a model that was passed, its own name or its class."""
         return model_name(self._model) if self._name is None else self._name
+
+    def describe(self) -> dict[str, str]:
+        """Return name and options, and of a loaded model its own description."""
+        model = self._model
+        loaded = model.describe() if isinstance(model, DescribedRewardModel) else {}
+        options = {name: str(value) for name, value in self._options.items()}
+        return {**options, **loaded, "name": self.name}
 
     def load(self) -> RewardModel:
         """Return the model; load it if this process has not yet.
