@@ -122,7 +122,7 @@ def evaluate(
         adapter.tracker, collector.ended.append, frames=None if every_frame else "predictions"
     )
     started = time.perf_counter()
-    bar = tqdm(total=episodes, unit="episode", disable=None if progress_bar else True)
+    bar = tqdm(total=episodes, unit="episode", leave=False, disable=None if progress_bar else True)
     interrupted = None
     try:
         with recorder, hold_successes(env, hold), freeze_statistics(env), bar:

@@ -15,7 +15,15 @@ from robometer_gym.tracking.trace import EpisodeTrace
 if TYPE_CHECKING:
     from robometer_gym.evaluation.report import Report
 
-__all__ = ["Metric", "file_stem", "headline", "list_metrics", "markdown", "plain_text"]
+__all__ = [
+    "Metric",
+    "count_noun",
+    "file_stem",
+    "headline",
+    "list_metrics",
+    "markdown",
+    "plain_text",
+]
 
 _MAX_ROWS = 10  # episodes in the plain text; the markdown has all
 
@@ -145,7 +153,7 @@ def _order_metrics(report: Report) -> list[Metric]:
 
 def _reward_metrics(report: Report) -> list[Metric]:
     totals = report.totals
-    basis = f"{totals.episodes} episodes"
+    basis = count_noun(totals.episodes, "episode")
     rows = [
         (
             "Kendall's tau-a, return and env return",
@@ -223,6 +231,11 @@ def headline(number: int, trace: EpisodeTrace) -> str:
         f"episode {number}{seed}: {trace.num_steps} steps, return {trace.episode_return:+.3f}; "
         f"{truth}, {detected}"
     )
+
+
+def count_noun(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 task", "2 tasks"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def file_stem(number: int) -> str:
