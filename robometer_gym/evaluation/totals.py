@@ -53,7 +53,8 @@ def last_frame_success(trace: EpisodeTrace) -> bool:
     LeRobot's "success" of an episode; False where every prediction failed.
     """
     threshold = (trace.settings or RewardSettings()).success_threshold
-    return len(trace.success) > 0 and SuccessDetector(threshold, 1, 1).update(trace.success[-1])
+    success = trace.success
+    return len(success) > 0 and SuccessDetector(threshold, 1, 1).update(float(success[-1]))
 
 
 def is_undecided(trace: EpisodeTrace) -> bool:
