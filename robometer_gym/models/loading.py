@@ -119,10 +119,10 @@ class LazyRewardModel:
 
     def describe(self) -> dict[str, str]:
         """Return name and options, and of a loaded model its own description."""
-        model = self._model
-        loaded = model.describe() if isinstance(model, DescribedRewardModel) else {}
-        options = {name: str(value) for name, value in self._options.items()}
-        return {**options, **loaded, "name": self.name}
+        facts = {name: str(value) for name, value in self._options.items()}
+        if isinstance(self._model, DescribedRewardModel):
+            facts |= self._model.describe()
+        return {**facts, "name": self.name}
 
     def load(self) -> RewardModel:
         """Return the model; load it if this process has not yet.

@@ -1,13 +1,17 @@
 """evaluate leaves statistics alone, holds successes, and keeps episodes after Ctrl-C."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import NormalizeObservation
 
 from robometer_gym import RobometerRewardWrapper, make_robometer_vec
 from robometer_gym.evaluation import EvaluationInterrupted, HoldSuccess, evaluate
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+from robometer_gym.tracking.trace import EpisodeTrace
 
 TASK = "push the block"
 
@@ -55,13 +59,12 @@ def test_vecnormalize_outside_changes_no_number():
 @pytest.mark.parametrize("place", ["outside", "inside"])
 def test_statistics_of_gymnasium_stay_as_they_are(place):
     """As above, with Gymnasium's wrapper for observations."""
-    normalize = gym.wrappers.NormalizeObservation
-    env = (
-        normalize(wrapped(CountingEnv()))
-        if place == "outside"
-        else wrapped(normalize(CountingEnv()))
-    )
-    normalizer = env if place == "outside" else env.env
+    if place == "outside":
+        normalizer = NormalizeObservation(wrapped(CountingEnv()))
+        env: gym.Env[Any, Any] = normalizer
+    else:
+        normalizer = NormalizeObservation(CountingEnv())
+        env = wrapped(normalizer)
     before = normalizer.obs_rms.count
     evaluate(env, "random", 2)
     assert normalizer.obs_rms.count == before
@@ -75,7 +78,7 @@ def test_statistics_of_sub_environments_stay_as_they_are():
     normalizers = []
 
     def make():
-        normalizers.append(gym.wrappers.NormalizeObservation(CountingEnv()))
+        normalizers.append(NormalizeObservation(CountingEnv()))
         return normalizers[-1]
 
     envs = make_robometer_vec(make, TASK, 2, rising_model())
@@ -184,7 +187,7 @@ def test_ctrl_c_hands_over_the_finished_episodes():
         return 0
 
     env = wrapped(CountingEnv(lengths=[10]))
-    ended = []
+    ended: list[EpisodeTrace] = []
     with pytest.raises(EvaluationInterrupted, match="after 2 episodes") as interrupted:
         evaluate(env, policy, 9, on_episode=ended.append)
     report = interrupted.value.report
