@@ -18,7 +18,7 @@ from robometer_gym.cli.options import (
     read_loading_options,
     read_setting_options,
 )
-from robometer_gym.data import read_video
+from robometer_gym.data import Video, read_video
 from robometer_gym.evaluation import plot_scores, score_video
 from robometer_gym.evaluation.provenance import describe_model, library_versions
 from robometer_gym.evaluation.report import predictions_to_dict
@@ -26,7 +26,7 @@ from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.reward_model import RewardModelError
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.tracking.trace import EpisodeTrace
-from robometer_gym.tracking.window import linspace_indices
+from robometer_gym.tracking.window import Sampling, linspace_indices
 from robometer_gym.validation import check_task
 
 logger = logging.getLogger("robometer_gym")
@@ -73,35 +73,17 @@ def run(arguments: argparse.Namespace) -> None:
     # The model takes longest to load, so everything else is checked before.
     check_task(arguments.task)
     settings = RewardSettings(**read_setting_options(arguments, _SETTINGS))
-    video = read_video(arguments.video, frame_size=settings.frame_size)
-    fps = _FPS if arguments.fps is None and video.fps is not None else arguments.fps
-    frames = len(video.sample(fps))
-    window = _choose_window(arguments.window, frames)
+    video = _read_sampled(arguments.video, arguments.fps, settings.frame_size)
+    window = _choose_window(arguments.window, len(video.frames))
     if arguments.model == "demo":
         logger.warning("The demo checkpoint knows nothing but the built-in environment.")
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = LazyRewardModel(arguments.model, **read_loading_options(arguments))
     load_model(model)
-    try:
-        trace = score_video(
-            model,
-            video,
-            arguments.task,
-            fps=fps,
-            window=window,
-            sampling=settings.sampling,
-            progress_bar=True,
-        )
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        raise RewardModelError(
-            f"There is not enough memory for {window or frames} frames of "
-            f"{video.frames.shape[1]}x{video.frames.shape[2]} at once: give --window 8 or less, a "
-            f"lower --fps, a smaller --frame-size or --quantization. ({error})"
-        ) from error
+    trace = _score(model, video, arguments.task, window, settings.sampling)
     print(f"{arguments.video.name}: {trace.task}")
-    print(f"{frames} of {len(video.frames)} frames, scored by {arguments.model}\n")
+    total = video.indices[-1] + 1
+    print(f"{len(video.frames)} of {total} frames, scored by {arguments.model}\n")
     files = [arguments.out / f"{arguments.video.stem}{suffix}" for suffix in (".json", ".png")]
     _print_scores(trace, files[0])
     table = {
@@ -116,6 +98,32 @@ def run(arguments: argparse.Namespace) -> None:
     files[0].write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     plot_scores(trace, files[1], success_threshold=settings.success_threshold)
     print_files(files)
+
+
+def _read_sampled(path: Path, fps: float | None, frame_size: int | None) -> Video:
+    """Read the frames that are scored; all frames of an array that has no rate."""
+    if fps is None and path.suffix.lower() in (".npy", ".npz"):
+        whole = read_video(path, frame_size=frame_size)
+        if whole.fps is None:
+            return whole
+    return read_video(path, fps=_FPS if fps is None else fps, frame_size=frame_size)
+
+
+def _score(
+    model: LazyRewardModel, video: Video, task: str, window: int | None, sampling: Sampling
+) -> EpisodeTrace:
+    """Score a video; explain in words when memory is too small."""
+    try:
+        return score_video(model, video, task, window=window, sampling=sampling, progress_bar=True)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        count, height, width, _ = video.frames.shape
+        raise RewardModelError(
+            f"There is not enough memory for {window or count} frames of {height}x{width} at once: "
+            f"give --window 8 or less, a lower --fps, a smaller --frame-size or --quantization. "
+            f"({error})"
+        ) from error
 
 
 def _video_file(text: str) -> Path:

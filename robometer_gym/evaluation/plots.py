@@ -58,7 +58,10 @@ def plot_scores(
     seconds = trace.seconds
     shown = linspace_indices(len(trace.frames), _MAX_FRAMES)
     frames, steps = [trace.frames[i] for i in shown], [trace.frame_steps[i] for i in shown]
-    labels = [f"frame {n}" if trace.fps is None else f"{n / trace.fps:.1f} s" for n in steps]
+    if seconds is None:
+        labels = [f"frame {step}" for step in steps]
+    else:
+        labels = [f"{t:.1f} s" for t in np.interp(steps, trace.prediction_steps, seconds)]
 
     figure, [(strip, curves)] = _layout([frames])
     figure.suptitle(**_text(trace.task, 80, 14), weight="bold", color=INK)
