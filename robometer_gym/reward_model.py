@@ -21,9 +21,8 @@ from robometer_gym.validation import check_task, frame_hint
 __all__ = [
     "CheckpointError",
     "Clip",
+    "DescribedRewardModel",
     "Frame",
-    "IdentifiedRewardModel",
-    "ModelIdentity",
     "NamedRewardModel",
     "Prediction",
     "ReleasesStreams",
@@ -33,7 +32,6 @@ __all__ = [
     "check_prediction",
     "check_prediction_list",
     "check_predictions",
-    "model_identity",
     "model_name",
 ]
 
@@ -224,49 +222,18 @@ class NamedRewardModel(Protocol):
         ...
 
 
-def model_name(model: object) -> str:
-    """Return the name of a reward model: its own, or that of its class."""
-    return model.name if isinstance(model, NamedRewardModel) else type(model).__name__
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """The checkpoint behind a reward model, for reports and traces.
-
-    Attributes:
-        name: hub id, folder, "demo", or the class of a model without a name.
-        revision: commit on the hub, or None.
-        weights: a short hash of the weights, or None.
-
-    Example:
-        >>> str(ModelIdentity("lerobot/Robometer-4B", "beef63bc914c", "3f2a91c0d4e7"))
-        'lerobot/Robometer-4B@beef63bc, weights 3f2a91c0d4e7'
-    """
-
-    name: str
-    revision: str | None = None
-    weights: str | None = None
-
-    def __str__(self) -> str:
-        at = f"@{self.revision[:8]}" if self.revision else ""
-        weights = f", weights {self.weights}" if self.weights else ""
-        return f"{self.name}{at}{weights}"
-
-
 @runtime_checkable
-class IdentifiedRewardModel(Protocol):
-    """A reward model that can report its checkpoint."""
+class DescribedRewardModel(Protocol):
+    """A reward model that describes itself for reports, beyond its name."""
 
-    def identity(self) -> ModelIdentity:
-        """Return name, revision and hash of the weights."""
+    def describe(self) -> dict[str, str]:
+        """Return the facts that identify the model: "name", and such as "revision", "weights"."""
         ...
 
 
-def model_identity(model: object) -> ModelIdentity:
-    """Return the identity of a reward model: its own, or its name alone."""
-    if isinstance(model, IdentifiedRewardModel):
-        return model.identity()
-    return ModelIdentity(model_name(model))
+def model_name(model: object) -> str:
+    """Return the name of a reward model: its own, or that of its class."""
+    return model.name if isinstance(model, NamedRewardModel) else type(model).__name__
 
 
 def check_clips(clips: object) -> list[Clip]:

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -41,6 +42,9 @@ _LOADING_HELP = {
     "engine": "fast computes only new frames, eager the whole clip (default: fast)",
     "max_streams": "episodes whose computation the fast engine keeps (default: 64)",
     "local_files_only": "never connect to the hub",
+    "timeout": "of a server: seconds for one prediction, retries included (default: 60)",
+    "lossy_jpeg_quality": "of a server: send frames as JPEG of this quality, which changes the "
+    "predictions (default: send them as they are)",
 }
 
 
@@ -63,17 +67,23 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     """Add --model."""
     parser.add_argument(
         "--model",
+        type=_model_name,
         default=DEFAULT_REWARD_MODEL,
-        help="hub id, folder, or 'demo' (default: %(default)s)",
+        help="hub id, folder, 'demo', or a server's http://HOST:PORT (default: %(default)s)",
     )
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model and an option for each of `LoadingOptions`."""
+    """Add --model and an option for each of `LoadingOptions`.
+
+    Not for `token`, which every user of the machine could read in the list of processes: it comes
+    from the environment.
+    """
     add_model_option(parser)
     group = parser.add_argument_group("loading the model")
     for name, hint in get_type_hints(LoadingOptions).items():
-        _add_option(group, name, hint, _LOADING_HELP[name])
+        if name != "token":
+            _add_option(group, name, hint, _LOADING_HELP[name])
 
 
 def read_loading_options(arguments: argparse.Namespace) -> LoadingOptions:
@@ -119,6 +129,16 @@ def read_setting_options(
         several = {name: name for name in cameras}
         given["camera"] = several if len(several) > 1 else cameras[0]
     return given  # type: ignore[return-value]
+
+
+def _model_name(text: str) -> str:
+    """Parse the name of a reward model; a misspelled 'demo' would be looked for on the hub."""
+    if text != "demo" and not Path(text).exists() and get_close_matches(text.lower(), ["demo"]):
+        raise argparse.ArgumentTypeError(
+            f"must be a hub id such as {DEFAULT_REWARD_MODEL}, a folder, or 'demo', got {text!r}. "
+            "Did you mean 'demo'?"
+        )
+    return text
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -1,6 +1,6 @@
 """TraceRecorder and RecordTraces: listen to an EpisodeTracker and build EpisodeTraces.
 
-Knows nothing of environments: a tracker's events and outcomes say everything.
+Knows nothing of environments: it reads a tracker's events and outcomes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing_extensions import Self
 from robometer_gym.reward_model import Frame, model_name
 from robometer_gym.tracking.events import Settled, Start, Stream
 from robometer_gym.tracking.settings import RewardSettings
+from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.trace import EpisodeTrace, TracePrediction, TraceStep
-from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
+from robometer_gym.tracking.tracker import EpisodeTracker
 
 __all__ = ["RecordTraces", "TraceRecorder"]
 

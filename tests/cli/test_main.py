@@ -4,6 +4,7 @@ import argparse
 import logging
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import get_type_hints
 
@@ -46,7 +47,7 @@ def test_missing_arguments_are_named(wrong, capsys):
     assert "usage: robometer-gym" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["score"], ["eval"], ["train"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["score"], ["eval"], ["train"], ["serve"], ["demo"]])
 def test_help_has_an_example(command, capsys):
     """A newcomer would have to guess the order of the arguments."""
     with pytest.raises(SystemExit, match="0"):
@@ -86,10 +87,7 @@ def test_ctrl_c_ends_quietly(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == "robometer-gym: interrupted\n"
 
 
-@pytest.mark.parametrize("module", ["robometer_gym.cli.commands", "robometer_gym.evaluation.plots"])
-def test_ctrl_c_while_modules_are_imported_ends_quietly(module):
-    """Ctrl-C in the first second would print an import traceback."""
-    program = f"""
+INTERRUPT = """
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -99,12 +97,30 @@ class Interrupt(MetaPathFinder):
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Interrupt())
+sys.argv = [{name!r}, "demo"]
 from robometer_gym.cli.main import main
-sys.exit(main(["demo"]))
+sys.exit(main())
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["-m", "/usr/bin/robometer-gym"])
+@pytest.mark.parametrize(
+    "module", ["gymnasium.core", "robometer_gym.cli.commands", "robometer_gym.evaluation.plots"]
+)
+def test_ctrl_c_while_modules_are_imported_ends_quietly(module, name):
+    """Ctrl-C in the first second would print an import traceback."""
+    program = [sys.executable, "-c", INTERRUPT.format(module=module, name=name)]
+    run = subprocess.run(program, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (130, "")
     assert run.stderr == "robometer-gym: interrupted\n"
+
+
+def test_ctrl_c_in_another_program_is_its_own():
+    """A program that imports the package could not handle Ctrl-C."""
+    program = INTERRUPT.format(module="gymnasium.core", name="training.py")
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in run.stderr
+    assert run.returncode != 130
 
 
 def test_the_log_is_left_as_it_was(film, model, tmp_path):
@@ -130,6 +146,7 @@ LOADING = {
     "max_streams": 3,
     "local_files_only": True,
 }
+REMOTE_LOADING = {"timeout": 2.5, "lossy_jpeg_quality": 95}
 SETTINGS = {
     "predict_every": 3,
     "max_frames": 4,
@@ -145,11 +162,12 @@ SETTINGS = {
     "terminate_on_success": False,
     "camera": "wrist",
     "frame_size": 32,
+    "max_black_frames": 7,
     "on_error": "hold",
 }
 
 
-def words(values: dict[str, object]) -> list[str]:
+def words(values: Mapping[str, object]) -> list[str]:
     """Write options on a command line."""
     written = []
     for name, value in values.items():
@@ -163,13 +181,15 @@ def words(values: dict[str, object]) -> list[str]:
 
 def test_every_loading_option_and_setting_is_on_the_command_line():
     """A new setting would be out of reach of the command line."""
-    assert LOADING.keys() == get_type_hints(LoadingOptions).keys()
+    every_loading = LOADING | REMOTE_LOADING
+    # Every user of the machine can read a token in the list of processes.
+    assert every_loading.keys() | {"token"} == get_type_hints(LoadingOptions).keys()
     assert SETTINGS.keys() == {field.name for field in fields(RewardSettings)}
     parser = argparse.ArgumentParser()
     options.add_loading_options(parser)
     options.add_setting_options(parser)
-    given = parser.parse_args(words(LOADING) + words(SETTINGS))
-    assert options.read_loading_options(given) == LOADING
+    given = parser.parse_args(words(every_loading) + words(SETTINGS))
+    assert options.read_loading_options(given) == every_loading
     assert options.read_setting_options(given) == SETTINGS
     assert options.read_loading_options(parser.parse_args([])) == {}
     assert options.read_setting_options(parser.parse_args([])) == {}
@@ -187,7 +207,9 @@ def test_the_model_is_loaded_with_every_option(command, film, model, tmp_path):
     arguments = [command, *subject, "--task", "open", "--out", str(tmp_path)]
     assert main([*arguments, *words(LOADING)]) == 0
     assert main(arguments) == 0
-    assert model.options == [LOADING, {}]
+    remote = [*words(REMOTE_LOADING), "--model", "http://127.0.0.1:8900"]
+    assert main([*arguments, *remote]) == 0
+    assert model.options == [LOADING, {}, REMOTE_LOADING]
 
 
 def test_settings_are_described_from_their_docstring(capsys):

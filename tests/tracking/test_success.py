@@ -1,4 +1,4 @@
-"""When a task counts as done."""
+"""SuccessDetector: the votes that decide whether a task is done."""
 
 import numpy as np
 import pytest

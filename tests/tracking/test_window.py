@@ -1,4 +1,4 @@
-"""Which frames the model is shown, and that an episode of any length fits into memory."""
+"""FrameHistory: the window shown to the model, in bounded memory."""
 
 import pickle
 import weakref

@@ -43,7 +43,6 @@ from robometer_gym.models.robometer.network.weights_hash import weights_hash
 from robometer_gym.reward_model import (
     CheckpointError,
     Clip,
-    ModelIdentity,
     Prediction,
     RewardModelError,
     check_clips,
@@ -302,28 +301,35 @@ class RobometerRewardModel:
         values = np.array(last, np.float32)
         return values if output == "progress" else (values > success_threshold).astype(np.float32)
 
-    def identity(self) -> ModelIdentity:
-        """Return name, revision and a hash of the weights, which quantized ones lack.
+    def describe(self) -> dict[str, str]:
+        """Return the checkpoint's name, its commit on the hub, dtype, and a hash of the weights.
 
         The hash of the released model takes seconds on a CPU; it is kept until weights change.
+        Quantized weights have none.
 
         Example:
-            >>> identity = RobometerRewardModel.from_pretrained("demo").identity()
-            >>> identity.name, identity.revision, len(identity.weights)
-            ('demo', None, 12)
+            >>> model = RobometerRewardModel.from_pretrained("demo", device="cpu")
+            >>> sorted(model.describe())
+            ['dtype', 'name', 'weights']
         """
+        facts = {"name": self.name, "dtype": str(self.model.backbone.dtype).removeprefix("torch.")}
+        if self.revision is not None:
+            facts["revision"] = self.revision
         if self.model.quantization:
-            return ModelIdentity(self.name, self.revision)
+            return {**facts, "quantization": self.model.quantization}
         if self._hash is None or self._hash[0].changed():
             self._hash = WeightVersions(self.model), weights_hash(self.model)
-        return ModelIdentity(self.name, self.revision, self._hash[1])
+        return {**facts, "weights": self._hash[1]}
 
     def __repr__(self) -> str:
-        """Return the checkpoint, the engine, the device and the dtype."""
+        """Return the checkpoint, its commit on the hub, the engine, the device and the dtype."""
+        revision = f", revision={self.revision!r}" if self.revision else ""
         engine = "eager" if self._eager_reason else "fast"
         device, dtype = self.model.backbone.device, self.model.backbone.dtype
-        checkpoint = ModelIdentity(self.name, self.revision)
-        return f"RobometerRewardModel({checkpoint}, engine={engine!r}, device={device}, {dtype})"
+        return (
+            f"RobometerRewardModel({self.name!r}{revision}, engine={engine!r}, "
+            f"device={str(device)!r}, dtype={dtype})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the caches out: another process has other streams."""

@@ -24,7 +24,7 @@ from robometer_gym import CheckpointError, RobometerRewardModel
 from robometer_gym.models.robometer.demo import make_random_checkpoint
 from robometer_gym.models.robometer.network import hub
 from robometer_gym.models.robometer.network.config import Format
-from robometer_gym.reward_model import Clip, RewardModelError, model_identity
+from robometer_gym.reward_model import Clip, RewardModelError
 from tests.models.robometer.reference import (
     REAL_PROCESSOR,
     Reference,
@@ -800,23 +800,25 @@ def test_arguments_of_other_libraries_are_named(argument, hint):
         load("demo", **{argument: "auto"})
 
 
-def test_a_model_reports_its_checkpoint(originals, tmp_path):
+def test_a_model_reports_its_checkpoint(originals):
     """A report could not be traced to the weights that made it."""
-    one = load(originals["lerobot"])
-    assert repr(one).startswith(f"RobometerRewardModel({originals['lerobot']}, engine='fast', ")
-    identity = model_identity(one)
-    assert (identity.name, identity.revision) == (str(originals["lerobot"]), None)
+    name = str(originals["lerobot"])
+    one = load(name)
+    assert repr(one).startswith(f"RobometerRewardModel({name!r}, engine='fast', device='cpu'")
     total = hashlib.sha256()
-    for name, tensor in one.model.named_parameters():
+    for name_there, tensor in one.model.named_parameters():
         bits = tensor.detach().numpy().astype(np.float32).ravel().view(np.int32).astype(int)
         order = np.arange(len(bits)) % 8191 + 1
-        total.update(f"{name} {tuple(tensor.shape)} ".encode())
+        total.update(f"{name_there} {tuple(tensor.shape)} ".encode())
         total.update(f"{bits.sum()} {(bits * order).sum()}\n".encode())
-    assert identity.weights == total.hexdigest()[:12]
-    assert load(originals["upstream"]).identity().weights == identity.weights
+    weights = total.hexdigest()[:12]
+    assert one.describe() == {"name": name, "dtype": "float32", "weights": weights}
+    assert load(originals["upstream"]).describe()["weights"] == weights
+    one.predict(clips())  # fuses weights
+    assert one.describe()["weights"] == weights
     with torch.no_grad():
         one.model.get_parameter("success_head.4.bias").add_(1e-6)
-    assert one.identity().weights != identity.weights
+    assert one.describe()["weights"] != weights
 
 
 def test_a_download_reports_its_revision(originals, tmp_path, monkeypatch):
@@ -825,5 +827,6 @@ def test_a_download_reports_its_revision(originals, tmp_path, monkeypatch):
     shutil.copytree(originals["lerobot"], snapshot)
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(snapshot))
     model = load("lerobot/Robometer-4B")
-    assert str(model.identity()).startswith("lerobot/Robometer-4B@beef63bc, weights ")
-    assert "(lerobot/Robometer-4B@beef63bc, engine=" in repr(model)
+    assert model.describe()["name"] == "lerobot/Robometer-4B"
+    assert model.describe()["revision"] == "beef63bc914c5c189329"
+    assert "('lerobot/Robometer-4B', revision='beef63bc914c5c189329', " in repr(model)
