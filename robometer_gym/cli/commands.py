@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from gymnasium.error import DependencyNotInstalled
 
 import robometer_gym
-from robometer_gym.cli import demo, eval, score, train
+from robometer_gym.cli import demo, eval, score, serve, train
 from robometer_gym.reward_model import RewardModelError
 from robometer_gym.validation import MissingDependencyError
 
@@ -34,7 +34,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the command; see `robometer_gym.cli.main.main`."""
     arguments = _make_parser().parse_args(argv)
     try:
-        if arguments.out.exists() and not arguments.out.is_dir():
+        if "out" in arguments and arguments.out.exists() and not arguments.out.is_dir():
             raise ValueError(f"--out must be a folder, got the file {arguments.out}.")
         with _log_to_stderr():
             arguments.run(arguments)
@@ -54,7 +54,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=robometer_gym.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (score, eval, train, demo):
+    for command in (score, eval, train, serve, demo):
         command.add_parser(commands)
     return parser
 

@@ -16,7 +16,7 @@ from gymnasium.wrappers.vector import NormalizeObservation as VectorNormalizeObs
 from gymnasium.wrappers.vector import NormalizeReward as VectorNormalizeReward
 
 from robometer_gym.tracking.events import read_true_success
-from robometer_gym.tracking.tracker import unwrap
+from robometer_gym.tracking.stack import unwrap
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
 __all__ = ["HoldSuccess", "freeze_statistics", "hold_successes"]
@@ -113,5 +113,7 @@ def freeze_statistics(env: Any) -> Iterator[None]:
 def _all_layers(env: Any) -> Iterator[Any]:
     for layer in unwrap(env):
         yield layer
-        for inner in vars(layer).get("envs") or ():
-            yield from unwrap(inner)
+        sub_envs = getattr(layer, "__dict__", {}).get("envs")
+        if isinstance(sub_envs, list | tuple):
+            for sub_env in sub_envs:
+                yield from unwrap(sub_env)
