@@ -185,7 +185,7 @@ class HTTPClient:
     def _check_protocol(self, response: http.client.HTTPResponse) -> None:
         version = response.headers.get(PROTOCOL_HEADER)
         if version is None and response.status >= 500 and response.status != 503:
-            # From a proxy that lost its connection to the server, as Ray's does when a replica dies.
+            # A proxy lost its connection to the server, as Ray's does when a replica dies.
             raise http.client.HTTPException(f"{response.status} {response.reason} from a proxy")
         if version is None and response.status not in (429, 503):  # a proxy may send these
             raise RewardModelError(

@@ -1,9 +1,9 @@
 """The reward server on Ray Serve: several replicas, on one machine or a cluster.
 
-Every replica is the application of `robometer_gym.serve.app`. Requests of one session reach the same
-replica, by consistent hashing, so a stream stays where its frames and its KV cache are. A client
-splits its streams into several sessions. A replica that dies costs recomputation: the client sends
-the frames again to another one. Needs the extra `ray`.
+Every replica is the application of `robometer_gym.serve.app`. Requests of one session reach the
+same replica, by consistent hashing, so a stream stays where its frames and its KV cache are. A
+client splits its streams into several sessions. A replica that dies costs recomputation: the client
+sends the frames again to another one. Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from robometer_gym.serve.server import check_address, read_token
 
 __all__ = ["build", "make_application", "serve_on_ray"]
 
-_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _SESSIONS_PER_REPLICA = 4  # of one client: its streams spread evenly enough
 
 
@@ -53,6 +52,7 @@ def make_application(
         reward_model.load()
         return RewardServer(reward_model, token=token, limits=limits, sessions=sessions).app
 
+    router: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
     scaling: dict[str, Any] = {"num_replicas": replicas}
     if max_replicas is not None:
         scaling = {
@@ -60,17 +60,18 @@ def make_application(
                 min_replicas=replicas, max_replicas=max_replicas, target_ongoing_requests=32
             )
         }
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         serve.ingress(build_replica)(),
         name="RewardModel",
         ray_actor_options={"num_gpus": num_gpus},
         max_ongoing_requests=limits.pending_clips,  # the replica batches what waits
-        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
+        request_router_config=RequestRouterConfig(request_router_class=router),
         health_check_period_s=2,
         graceful_shutdown_timeout_s=10,
         **scaling,
     )
-    return deployment.bind()
+    application: Application = deployment.bind()
+    return application
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
