@@ -49,7 +49,7 @@ from robometer_gym.evaluation import (
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.training import Sampler, SamplingSettings
-from robometer_gym.training.augmentation import Pair
+from robometer_gym.training.sampler import PreferencePair
 
 FIRST_SEED = 1_000_000
 REST = 10
@@ -173,7 +173,7 @@ def draw_pairs(
     """Draw comparisons of every kind that the model is trained on."""
     sampler, rng = Sampler(episodes, SamplingSettings()), np.random.default_rng(FIRST_SEED)
     drawn = [sampler.draw(rng) for _ in range(count)]
-    pairs = [pair for pair in drawn if isinstance(pair, Pair)]
+    pairs = [pair for pair in drawn if isinstance(pair, PreferencePair)]
     return [(p.a.clip, p.b.clip) for p in pairs], [p.a_is_better for p in pairs]
 
 

@@ -370,10 +370,8 @@ def _train(arguments: argparse.Namespace) -> None:
         f"{len(episodes)} episodes of {len({episode.task for episode in episodes})} tasks: "
         + ", ".join(f"{counted[outcome]} {outcome}" for outcome in OUTCOMES)
     )
-    try:
-        from robometer_gym.training import LORA, train  # torch takes seconds to come
-    except ImportError as error:
-        raise MissingDependencyError(str(error)) from error
+    from robometer_gym.training import LORA, train  # torch takes seconds to come
+
     train(
         arguments.model,
         episodes,

@@ -1,6 +1,6 @@
-"""What a frame of an episode should be answered with: progress, success, and whether it counts.
+"""Frame labels: target progress, target success, and which frames are trained.
 
-Pure functions on numbers. Knows nothing of pictures, of networks or of how frames are chosen.
+Pure functions on numbers. Knows nothing of pixels, of networks or of how frames are chosen.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from numpy.typing import NDArray
 
 from robometer_gym.data.episodes import Episode
 
-__all__ = ["Labels", "SuccessRule", "count_leading", "label_frames", "progress_targets"]
+__all__ = ["Labels", "SuccessRule", "label_frames", "progress_targets", "success_frame_count"]
 
 SuccessRule = Literal["done", "released"]
 
 
 class Labels(NamedTuple):
-    """What T frames should be answered with.
+    """Targets of T frames, and which of them are trained.
 
     Attributes:
         progress: (T,) float32 in [0, 1].
-        progress_counts: (T,) bool, where progress is trained.
-        success: (T,) float32, 1 where the task is done, else 0.
-        success_counts: (T,) bool, where success is trained.
+        progress_mask: (T,) bool, True for frames whose progress is trained.
+        success: (T,) float32, 1 if the task is done, else 0.
+        success_mask: (T,) bool, True for frames whose success is trained.
     """
 
     progress: NDArray[np.float32]
-    progress_counts: NDArray[np.bool_]
+    progress_mask: NDArray[np.bool_]
     success: NDArray[np.float32]
-    success_counts: NDArray[np.bool_]
+    success_mask: NDArray[np.bool_]
 
-    def not_counted(self) -> Labels:
-        """Return the same, none of which is trained."""
-        no = np.zeros_like(self.progress_counts)
-        return self._replace(progress_counts=no, success_counts=no)
+    def masked_out(self) -> Labels:
+        """Return the same targets with no frame trained."""
+        no = np.zeros_like(self.progress_mask)
+        return self._replace(progress_mask=no, success_mask=no)
 
 
 def label_frames(
@@ -49,26 +49,24 @@ def label_frames(
 ) -> Labels:
     """Return the labels of some frames of an episode.
 
-    - Another instruction than the episode's own: no progress and no success, on every frame.
-    - A successful episode: progress grows from the first of these frames; success where it is
-      complete, none where it is below `min_success`, and in between success is not trained.
-    - A suboptimal or failed one: no success on every frame; progress is not trained, because
-      nobody knows it.
-    - One whose partial success was judged (and is not 1): its last frame has that progress, and no
-      other frame's is trained.
+    - Shown with another episode's instruction: no progress and no success, on every frame.
+    - A successful episode: progress grows from the first of these frames; success is 1 if progress
+      is complete, 0 if it is below `min_success`, and not trained in between.
+    - A suboptimal or failed episode: no success on every frame; progress is unknown and not
+      trained.
+    - An episode with a partial success below 1: its last frame has that progress; the progress of
+      other frames is not trained.
 
     Args:
-        episode: where the frames come from.
+        episode: the source of the frames.
         indices: T >= 1 of its frames, in the order in which they are shown; not necessarily
             increasing (a rewind is not).
-        right_task: whether they are shown with the episode's own instruction.
-        success_rule: "done" calls a frame a success when its progress is complete. "released" is
-            what the released checkpoint was trained with: when its progress, which the cutoff has
-            already scaled, reaches the cutoff again; a little early where there is a cutoff.
-
-        min_success: from which progress on a frame that is not done might be taken for one that
-            is; 0.5 in the released training. 1.0 where it is known to the frame when a task was
-            done.
+        right_task: whether the frames are shown with the episode's own instruction.
+        success_rule: "done" labels a frame a success when its progress is complete. "released" is
+            the rule that the released checkpoint was trained with: when progress, which the cutoff
+            has already scaled, reaches the cutoff again; a little early if there is a cutoff.
+        min_success: the progress from which an incomplete frame is not trained as a failure; 0.5
+            in the released training. 1.0 suits data whose success is exact to the frame.
 
     Source: robometer/data/datasets/helpers.py:93-130 and 490-640, and
     robometer/data/collators/rbm_heads.py:45-92 at c7f38e2.
@@ -77,7 +75,7 @@ def label_frames(
         >>> from robometer_gym.data import Episode
         >>> episode = Episode(np.zeros((5, 8, 8, 3), np.uint8), "open the drawer")
         >>> labels = label_frames(episode, [0, 1, 3, 4])
-        >>> labels.progress.tolist(), labels.success_counts.tolist()
+        >>> labels.progress.tolist(), labels.success_mask.tolist()
         ([0.0, 0.25, 0.75, 1.0], [True, True, False, True])
     """
     zeros = np.zeros(len(indices), np.float32)
@@ -97,10 +95,10 @@ def label_frames(
 def progress_targets(
     indices: Sequence[int], length: int, cutoff: float = 1.0
 ) -> NDArray[np.float32]:
-    """Return how far each frame has come, relative to the earliest of them.
+    """Return the progress of each frame, relative to the earliest of them.
 
     Frame i of an episode of N frames, the earliest being s: (i - s) / (C - s - 1), at most 1, where
-    C = int(cutoff * N) frames lead to success. The earliest alone has come 0.
+    C = int(cutoff * N) frames lead to success. The progress of the earliest is 0.
 
     Args:
         indices: (T,) in [0, length), in any order.
@@ -118,12 +116,12 @@ def progress_targets(
         >>> progress_targets([0, 4, 9], length=10, cutoff=0.5).tolist()
         [0.0, 1.0, 1.0]
     """
-    at = np.asarray(indices)
-    start = at.min()
-    come = np.minimum(1.0, (at - start) / max(1, count_leading(length, cutoff) - start - 1))
-    return np.asarray(come, np.float32)
+    frames = np.asarray(indices)
+    start = frames.min()
+    steps_to_success = max(1, success_frame_count(length, cutoff) - start - 1)
+    return np.asarray(np.minimum(1.0, (frames - start) / steps_to_success), np.float32)
 
 
-def count_leading(length: int, cutoff: float) -> int:
-    """Return how many of an episode's frames lead to success, the last of which shows it."""
+def success_frame_count(length: int, cutoff: float) -> int:
+    """Return the number of frames up to and including the first that shows success."""
     return int(cutoff * length + 1e-9)  # 0.29 * 100 is 28.999999999999996

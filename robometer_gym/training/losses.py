@@ -1,6 +1,6 @@
-"""The objective: L = L_preference + L_progress + L_success, each with its weight.
+"""Training objective: L = L_preference + L_progress + L_success, each with its weight.
 
-Pure functions on tensors. Knows nothing of episodes, of batches' making or of optimisers.
+Pure functions on tensors. Knows nothing of episodes, of how batches are made or of optimizers.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the heads should say of a batch, in the order of its `Logits`.
+    """Targets of the heads for a batch, in the order of its `Logits`.
 
     Attributes:
-        progress: (N,) float32 in [0, 1], per picture.
-        progress_counts: (N,) bool, where progress is trained.
-        success: (N,) float32, 1 where the task is done, else 0.
-        success_counts: (N,) bool, where success is trained.
-        preference: (M,) float32, per comparison: 1 where A is the better, else 0.
+        progress: (N,) float32 in [0, 1], per frame.
+        progress_mask: (N,) bool, True for frames whose progress is trained.
+        success: (N,) float32, 1 if the task is done, else 0, per frame.
+        success_mask: (N,) bool, True for frames whose success is trained.
+        preference: (M,) float32, per preference pair: 1 if clip A is the better one, else 0.
     """
 
     progress: Tensor
-    progress_counts: Tensor
+    progress_mask: Tensor
     success: Tensor
-    success_counts: Tensor
+    success_mask: Tensor
     preference: Tensor
 
     def to(self, device: torch.device) -> Targets:
-        """Return the same on another device."""
+        """Return the targets on another device."""
         return Targets(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 class Losses(NamedTuple):
-    """The parts of the objective, scalars, unweighted, and their weighted sum."""
+    """The three parts of the objective, unweighted scalars, and their weighted sum."""
 
     total: Tensor
     preference: Tensor
@@ -60,11 +60,11 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each part of the objective counts.
+    """Weights of the three parts of the objective.
 
-    `LossWeights(progress=1 / 8)` is what the released model was trained with: its code divides the
-    progress loss by the number of frames once more after averaging over them (8 of them;
-    robometer/trainers/rbm_heads_trainer.py:2186 at c7f38e2).
+    The released model was trained with `LossWeights(progress=1 / 8)`: its code averages the
+    progress loss over the 8 frames and then divides it by their number again
+    (robometer/trainers/rbm_heads_trainer.py:2186 at c7f38e2).
 
     Raises:
         ValueError: a weight that is negative or not finite.
@@ -89,16 +89,16 @@ class LossWeights:
 def robometer_loss(logits: Logits, targets: Targets, weights: LossWeights) -> Losses:
     """Return the objective of a batch and its parts.
 
-    Each part is the mean over what counts of it in the batch, and 0 where nothing does.
+    Each part is the mean over its unmasked entries in the batch, and 0 if there are none.
 
-    Source: robometer/trainers/rbm_heads_trainer.py:1768-2499 at c7f38e2, with four accidents left
-    out: progress divided by the number of frames once more (see `LossWeights`), weights for the
-    rarer success class which are computed and divided out again, NaN where nothing counts, and
-    logits cut at 50, beyond which nothing would be learned.
+    Source: robometer/trainers/rbm_heads_trainer.py:1768-2499 at c7f38e2, without four of its
+    accidents: progress divided by the number of frames a second time (see `LossWeights`), weights
+    for the rarer success class that cancel out, NaN for an empty mask, and logits clamped at 50,
+    beyond which they have no gradient.
     """
     preference = preference_loss(logits.preference, targets.preference)
-    progress = progress_loss(logits.progress, targets.progress, targets.progress_counts)
-    success = success_loss(logits.success, targets.success, targets.success_counts)
+    progress = progress_loss(logits.progress, targets.progress, targets.progress_mask)
+    success = success_loss(logits.success, targets.success, targets.success_mask)
     total = (
         weights.preference * preference + weights.progress * progress + weights.success * success
     )
@@ -113,7 +113,7 @@ def two_hot(progress: Tensor, bins: int) -> Tensor:
         bins: K >= 2, at 0, 1 / (K - 1), ..., 1.
 
     Returns:
-        (..., K): the two neighbouring bins share the weight, the nearer has more.
+        (..., K): the two adjacent bins share the weight, the nearer has more.
 
     Source: robometer/data/datasets/helpers.py:55-73 at c7f38e2.
 
@@ -121,34 +121,35 @@ def two_hot(progress: Tensor, bins: int) -> Tensor:
         >>> two_hot(torch.tensor([0.5, 1.0]), bins=4).tolist()
         [[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]]
     """
-    place = progress * (bins - 1)
-    return (1.0 - (place[..., None] - torch.arange(bins, device=place.device)).abs()).clamp(min=0.0)
+    position = progress[..., None] * (bins - 1)
+    distance = (position - torch.arange(bins, device=progress.device)).abs()
+    return (1.0 - distance).clamp(min=0.0)
 
 
-def progress_loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+def progress_loss(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Return the mean cross-entropy to the two-hot targets.
 
-    Its least value is not 0 but the entropy of the targets.
+    Its minimum is not 0 but the entropy of the targets.
 
     Args:
         logits: (N, K) float32.
         target: (N,) float32 in [0, 1].
-        counts: (N,) bool.
+        mask: (N,) bool, True for frames in the mean.
     """
-    wanted = two_hot(target, logits.shape[-1])
-    return _mean(-(wanted * logits.log_softmax(-1)).sum(-1), counts)
+    distribution = two_hot(target, logits.shape[-1])
+    return _masked_mean(-(distribution * logits.log_softmax(-1)).sum(-1), mask)
 
 
-def success_loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+def success_loss(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Return the mean binary cross-entropy.
 
     Args:
         logits: (N,) float32.
         target: (N,) float32, 0 or 1.
-        counts: (N,) bool.
+        mask: (N,) bool, True for frames in the mean.
     """
     each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return _mean(each, counts)
+    return _masked_mean(each, mask)
 
 
 def preference_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -156,11 +157,11 @@ def preference_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: (M,) float32.
-        target: (M,) float32, 1 where A is the better, else 0.
+        target: (M,) float32, 1 if clip A is the better one, else 0.
     """
     each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return _mean(each, torch.ones_like(each, dtype=torch.bool))
+    return _masked_mean(each, torch.ones_like(each, dtype=torch.bool))
 
 
-def _mean(values: Tensor, counts: Tensor) -> Tensor:
-    return (values * counts).sum() / counts.sum().clamp(min=1)
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp(min=1)

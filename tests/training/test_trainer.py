@@ -1,8 +1,8 @@
-"""What a training changes, what it converges to, and that it can be interrupted."""
+"""Training: moved weights, convergence, interruption, and refused input."""
 
-import importlib
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -24,25 +24,26 @@ from robometer_gym.training import (
     train,
     training_arguments,
 )
-from robometer_gym.training.augmentation import Pair, Sampler
-from robometer_gym.training.trainer import _Collator, _Questions, prepare_model
+from robometer_gym.training.batches import Collator, NumberedExamples
+from robometer_gym.training.sampler import PreferencePair, Sampler
+from robometer_gym.training.trainer import prepare_model
+from robometer_gym.validation import MissingDependencyError
 
-# transformers 4.57 takes checkpoints that were written within a second for a fault of the disk.
+# transformers 4.57 takes checkpoints written within one second for a disk fault.
 pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")
 
 TASKS = ("open the drawer", "close the door")
-CLIPS_ONLY = SamplingSettings(max_frames=3, preference_share=0.0, clip_ratios={"forward": 1.0})
 
 
 def small_model(seed: int = 0) -> RobometerRewardModel:
-    """A random model whose prompts are short."""
+    """Return a random model with short prompts."""
     processor = RobometerProcessor(byte_tokenizer([*PHRASES, *TASKS]), ImageSettings())
     config = demo_config(processor)
     return RobometerRewardModel(random_model(config, seed), processor, config)
 
 
 def episodes(count: int = 8, length: int = 3) -> list[Episode]:
-    """Episodes of noise, so that every frame can be told from every other."""
+    """Return episodes of noise, in which every frame is different."""
     rng = np.random.default_rng(0)
     return [
         Episode(rng.integers(0, 256, (length, 64, 64, 3), np.uint8), TASKS[number % 2])
@@ -55,7 +56,7 @@ def whole_clip(episode: Episode) -> Clip:
 
 
 def fast(**changes):
-    """Arguments for a few quick steps."""
+    """Return arguments for a few quick steps."""
     return {
         "per_device_train_batch_size": 4,
         "logging_steps": 1,
@@ -83,15 +84,15 @@ def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             ("base_layer", "embed_tokens", "original"),
         ),
     ],
-    ids=["whole", "whole with vision", "LoRA", "LoRA with vision"],
+    ids=["full", "full with vision", "LoRA", "LoRA with vision"],
 )
-def test_a_step_moves_what_is_trained_and_nothing_else(tmp_path, lora, train_vision, moves, stays):
+def test_a_step_moves_exactly_the_trained_weights(tmp_path, lora, train_vision, moves, stays):
     """A head would stay random through a whole fine-tuning, or a frozen tower would drift."""
     model = small_model()
     network = prepare_model(model.model, lora=lora, train_vision=train_vision)
     before = copy_of(network)
     settings = SamplingSettings(max_frames=3)
-    # Of LoRA's two factors the second is 0 at first, and until it moves the first cannot.
+    # LoRA's second factor starts at 0, and the first has no gradient until it moves.
     arguments = training_arguments(
         tmp_path, **fast(max_steps=3, learning_rate=1e-3, warmup_steps=0, save_strategy="no")
     )
@@ -111,8 +112,8 @@ def test_a_step_moves_what_is_trained_and_nothing_else(tmp_path, lora, train_vis
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["progress", "preference"])
-def test_eight_episodes_are_learned_by_heart(tmp_path, share):
-    """Wrong targets, or answers read from the wrong tokens, would keep the loss above its floor."""
+def test_eight_episodes_are_memorized(tmp_path, share):
+    """Wrong targets, or outputs at the wrong tokens, would keep the loss above its minimum."""
     sampling = SamplingSettings(
         max_frames=3,
         preference_share=share,
@@ -133,8 +134,8 @@ def test_eight_episodes_are_learned_by_heart(tmp_path, share):
         save_strategy="no",
     )
     logged = [entry for entry in json.loads((out / "losses.json").read_text()) if "loss" in entry]
-    # Played forward or rewound, three frames have come 0, 1/2 and 1: halfway lies between two
-    # bins, ln 2, and the others on one, 0.
+    # Played forward or rewound, three frames have progress 0, 1/2 and 1: a half lies between two
+    # bins, entropy ln 2, and the others on one, entropy 0.
     entropy = math.log(2) / 3
     last = logged[-5:]
     assert np.mean([entry["progress_loss"] for entry in last]) == pytest.approx(entropy, abs=0.03)
@@ -144,7 +145,7 @@ def test_eight_episodes_are_learned_by_heart(tmp_path, share):
 
 
 class Interrupt(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C after some step."""
+    """Ctrl-C after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -154,10 +155,9 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
-@pytest.mark.filterwarnings("ignore:mtime may not be reliable")  # a checkpoint a second is fast
-@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "LoRA"])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, lora):
-    """After a night's power cut a run would be another run: other questions, other losses."""
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora):
+    """After a power cut a run would continue with other examples, or without its optimizer."""
 
     def run(out, **more):
         settings = SamplingSettings(preference_share=0.5, max_frames=3)
@@ -175,15 +175,17 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, lora):
         logged = json.loads((tmp_path / out / "losses.json").read_text())
         return {e["step"]: (e["loss"], e["grad_norm"]) for e in logged if "loss" in e}
 
-    assert losses("cut") == losses("whole")
-    assert sorted(losses("cut")) == [1, 2, 3, 4, 5, 6]
+    # Equal but for rounding, which may depend on the alignment of memory.
+    assert list(losses("cut")) == list(losses("whole")) == [1, 2, 3, 4, 5, 6]
+    for step, values in losses("whole").items():
+        assert losses("cut")[step] == pytest.approx(values, rel=1e-3)
     for name, tensor in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("format", ["lerobot", "upstream"])
-def test_merged_adapters_predict_as_they_did_unmerged(tmp_path, format):
-    """The checkpoint that a user deploys would not be the one that was trained."""
+def test_merged_adapters_predict_like_unmerged_ones(tmp_path, format):
+    """The deployed checkpoint would predict something else than the trained model."""
     small_model().save_pretrained(tmp_path / "published", format=format)
     model = RobometerRewardModel.from_pretrained(tmp_path / "published", device="cpu")
     clips = [whole_clip(episode) for episode in episodes(3, length=5)]
@@ -195,29 +197,29 @@ def test_merged_adapters_predict_as_they_did_unmerged(tmp_path, format):
     RobometerTrainer(network, model.processor, Sampler(episodes()), arguments).train()
     assert isinstance(network, PeftModel)
     unmerged = RobometerRewardModel(network, model.processor, model.config)
-    wanted = [*unmerged.predict(clips)]
-    preferred = unmerged.prefer(clips[0], clips[2])
+    expected = unmerged.predict(clips)
+    preference = unmerged.prefer(clips[0], clips[2])
     merged = RobometerRewardModel(network.merge_and_unload(), model.processor, model.config)
     merged.save_pretrained(tmp_path / "merged", format=format)
     loaded = RobometerRewardModel.from_pretrained(tmp_path / "merged", device="cpu")
-    for was, want, got in zip(before, wanted, loaded.predict(clips), strict=True):
-        np.testing.assert_allclose(got.progress, want.progress, atol=1e-5)
-        np.testing.assert_allclose(got.success, want.success, atol=1e-5)
-        assert np.abs(was.progress - want.progress).max() > 1e-3
-    assert loaded.prefer(clips[0], clips[2]) == pytest.approx(preferred, abs=1e-5)
+    for old, unmerged_, merged_ in zip(before, expected, loaded.predict(clips), strict=True):
+        np.testing.assert_allclose(merged_.progress, unmerged_.progress, atol=1e-5)
+        np.testing.assert_allclose(merged_.success, unmerged_.success, atol=1e-5)
+        assert np.abs(old.progress - unmerged_.progress).max() > 1e-3
+    assert loaded.prefer(clips[0], clips[2]) == pytest.approx(preference, abs=1e-5)
 
 
 def test_train_fine_tunes_a_folder_with_lora_and_writes_a_checkpoint(tmp_path):
-    """What the command line calls would leave nothing that `reward_model=` takes."""
+    """The command line would write nothing that `reward_model=` accepts."""
     small_model().save_pretrained(tmp_path / "base")
     out = tmp_path / "out"
     trained = train(tmp_path / "base", episodes(), out, **fast(max_steps=2, learning_rate=1e-2))
     loaded = RobometerRewardModel.from_pretrained(out, device="cpu")
     clip = whole_clip(episodes()[0])
-    said = loaded.predict([clip])[0].progress
-    np.testing.assert_allclose(said, trained.predict([clip])[0].progress, atol=1e-6)
+    progress = loaded.predict([clip])[0].progress
+    np.testing.assert_allclose(progress, trained.predict([clip])[0].progress, atol=1e-6)
     base = RobometerRewardModel.from_pretrained(tmp_path / "base", device="cpu")
-    assert np.abs(said - base.predict([clip])[0].progress).max() > 1e-4
+    assert np.abs(progress - base.predict([clip])[0].progress).max() > 1e-4
     assert not any("lora" in name for name in trained.model.state_dict())
 
 
@@ -228,25 +230,25 @@ def test_a_folder_with_another_run_is_not_overwritten(tmp_path):
         train(small_model(), episodes(), tmp_path, **fast(max_steps=1, save_steps=1))
 
 
-def test_resuming_nothing_starts_anew(tmp_path, caplog):
-    """A job script that always says --resume could not begin."""
+def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path, caplog):
+    """A job script that always passes --resume could not start."""
     train(small_model(), episodes(), tmp_path, resume=True, **fast(max_steps=1, save_strategy="no"))
     assert "There is no checkpoint in" in caplog.text
 
 
 def test_the_defaults_are_the_authors(tmp_path):
-    """A fine-tuning without options would not be the one that is published."""
-    told = training_arguments(tmp_path, use_cpu=True)
-    assert (told.learning_rate, told.weight_decay, told.max_grad_norm) == (2e-5, 0.01, 10.0)
-    assert (told.max_steps, told.warmup_steps, told.seed) == (1000, 100, 42)
-    assert told.lr_scheduler_type == "cosine"
+    """Fine-tuning without options would differ from the published recipe."""
+    plain = training_arguments(tmp_path, use_cpu=True)
+    assert (plain.learning_rate, plain.weight_decay, plain.max_grad_norm) == (2e-5, 0.01, 10.0)
+    assert (plain.max_steps, plain.warmup_steps, plain.seed) == (1000, 100, 42)
+    assert plain.lr_scheduler_type == "cosine"
     assert (LORA.r, LORA.lora_alpha, LORA.lora_dropout) == (32, 64, 0.05)
     changed = training_arguments(tmp_path, use_cpu=True, max_steps=50, learning_rate=1e-3)
     assert (changed.max_steps, changed.warmup_steps, changed.learning_rate) == (50, 5, 1e-3)
 
 
 def test_the_parts_of_the_loss_are_logged_and_weighted(tmp_path):
-    """Nobody could see which head does not learn, or a weight would do nothing."""
+    """A head that does not learn would go unnoticed, or a weight would do nothing."""
     weights = LossWeights(preference=3.0, progress=0.125, success=0.5)
     train(
         small_model(),
@@ -261,61 +263,71 @@ def test_the_parts_of_the_loss_are_logged_and_weighted(tmp_path):
     assert first["loss"] == pytest.approx(total, abs=1e-3)
 
 
-def test_a_batch_has_questions_of_one_kind_and_any_number_has_its_own(tmp_path):
-    """Progress questions would be padded to twice their length; or workers repeat one another."""
+def test_a_batch_has_one_kind_and_each_number_its_own_example(tmp_path):
+    """Labeled clips would be padded to twice their length; or workers repeat one another."""
     arguments = training_arguments(tmp_path, **fast(max_steps=40), gradient_accumulation_steps=2)
     sampler = Sampler(episodes(), SamplingSettings(preference_share=0.5, max_frames=3))
-    questions = _Questions(sampler, arguments)
-    assert len(questions) == 40 * 4 * 2
-    kinds = [isinstance(questions[number], Pair) for number in range(len(questions))]
+    examples = NumberedExamples(sampler, arguments)
+    assert len(examples) == 40 * 4 * 2
+    kinds = [isinstance(examples[number], PreferencePair) for number in range(len(examples))]
     batches = np.reshape(kinds, (-1, 4))
     assert (batches.all(axis=1) | ~batches.any(axis=1)).all()
     assert 20 < batches[:, 0].sum() < 60
-    images = [question_bytes(questions[number]) for number in range(80)]
-    assert images == [question_bytes(questions[number]) for number in range(80)]
+    images = [example_bytes(examples[number]) for number in range(80)]
+    assert images == [example_bytes(examples[number]) for number in range(80)]
     assert len(set(images)) > 40
 
 
-def question_bytes(question) -> bytes:
-    clips = [question.a.clip, question.b.clip] if isinstance(question, Pair) else [question.clip]
+def example_bytes(example) -> bytes:
+    pair = isinstance(example, PreferencePair)
+    clips = [example.a.clip, example.b.clip] if pair else [example.clip]
     return b"".join(clip.task.encode() + clip.frames.tobytes() for clip in clips)
 
 
-def test_progress_and_success_are_asked_of_the_first_clip_alone():
-    """The prompt asks for the first trajectory's progress; answers about B would be noise."""
+def test_a_pair_trains_progress_and_success_of_its_first_clip_alone():
+    """The prompt is about the first trajectory's progress; targets of B would be noise."""
     processor = small_model().processor
     sampler = Sampler(episodes(), SamplingSettings(max_frames=3))
     rng = np.random.default_rng(0)
-    pairs = [pair for pair in (sampler.draw(rng) for _ in range(5)) if isinstance(pair, Pair)]
-    batch = _Collator(processor)(pairs)
+    pairs = [
+        pair for pair in (sampler.draw(rng) for _ in range(5)) if isinstance(pair, PreferencePair)
+    ]
+    batch = Collator(processor)(pairs)
     targets = batch["targets"]
     assert targets.preference.tolist() == [float(pair.a_is_better) for pair in pairs]
-    counts = targets.progress_counts.reshape(5, 2, 3)
-    assert counts[:, 0].all()
-    assert not counts[:, 1].any()
-    assert not targets.success_counts.reshape(5, 2, 3)[:, 1].any()
-    of_a = np.stack([pair.a.labels.progress for pair in pairs])
-    np.testing.assert_array_equal(targets.progress.reshape(5, 2, 3)[:, 0], of_a)
+    mask = targets.progress_mask.reshape(5, 2, 3)
+    assert mask[:, 0].all()
+    assert not mask[:, 1].any()
+    assert not targets.success_mask.reshape(5, 2, 3)[:, 1].any()
+    progress = np.stack([pair.a.labels.progress for pair in pairs])
+    np.testing.assert_array_equal(targets.progress.reshape(5, 2, 3)[:, 0], progress)
     assert [len(at) for at in batch["batch"].progress_at] == [6] * 5
     assert [len(at) for at in batch["batch"].preference_at] == [1] * 5
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-    """A newcomer would be told of a module "peft", and not what to install."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs accelerate and peft: pip install .*\[train\]"):
-        importlib.reload(robometer_gym.training)
+@pytest.mark.parametrize("missing", ["peft", "accelerate"])
+def test_a_missing_extra_is_named(monkeypatch, missing):
+    """The error would name a module, and not what to install."""
+    for module in [name for name in sys.modules if name.split(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "robometer_gym.training.trainer")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        MissingDependencyError, match=r"needs accelerate and peft: pip install .*\[train\]"
+    ):
+        _ = robometer_gym.training.train
+    assert robometer_gym.training.SamplingSettings().max_frames == 8
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
-    """A night later a checkpoint of NaN would be announced, under a curve that falls to 0."""
-    with pytest.raises(FloatingPointError, match=r"loss has become nan at step \d+. Lower"):
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
+    """Hours later the result would be a checkpoint of NaN, under a curve that falls to 0."""
+    with pytest.raises(FloatingPointError, match=r"loss has become (nan|inf) at step \d+. Lower"):
         train(small_model(), episodes(), tmp_path, **fast(max_steps=8, learning_rate=1e37))
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
-    """A run that was killed while it saved could not be resumed at all."""
+def test_an_incomplete_checkpoint_is_skipped(tmp_path):
+    """A run that was killed while saving could not be resumed at all."""
     arguments = fast(max_steps=4, save_steps=2)
     train(small_model(), episodes(), tmp_path, **arguments)
     (tmp_path / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
@@ -330,8 +342,8 @@ def test_epochs_are_refused(tmp_path):
         training_arguments(tmp_path, max_steps=-1, num_train_epochs=1)
 
 
-def test_what_cannot_be_asked_is_found_before_the_model_is_loaded(tmp_path):
+def test_unusable_episodes_are_refused_before_the_model_is_loaded(tmp_path):
     """Gigabytes would be downloaded before a folder of failures is refused."""
     failures = [Episode(np.zeros((9, 8, 8, 3), np.uint8), TASKS[0], "failure")]
-    with pytest.raises(ValueError, match=r"No comparison.* 1 failure\. Add a successful ep"):
+    with pytest.raises(ValueError, match=r"No preference pair.* 1 failure\. Add a successful ep"):
         train("no/such-model", failures, tmp_path)
