@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from robometer_gym import Clip, Prediction, RewardModel
+from robometer_gym import Clip, EpisodeTrace, Prediction, RewardModel
 from robometer_gym.data import Episode
 from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.envs.tabletop import TASKS
@@ -82,7 +82,7 @@ class Clock:
         return 0.5
 
 
-def score(model: RewardModel, episode: Episode, task: str | None = None) -> Prediction:
+def score(model: RewardModel, episode: Episode, task: str | None = None) -> EpisodeTrace:
     """Score every frame from the window that the wrapper would have shown."""
     frames = episode.frames[range(len(episode))]
     return score_frames(model, frames, task or episode.task, window=SETTINGS.max_frames)
@@ -143,7 +143,7 @@ def measure(model: Any, attempts: int) -> dict[str, float]:
 
 
 def success_figures(
-    made: dict[Any, list[Episode]], scored: dict[Any, list[Prediction]]
+    made: dict[Any, list[Episode]], scored: dict[Any, list[EpisodeTrace]]
 ) -> dict[str, float]:
     """Return the F1s of success, and what they are made of."""
     said_frames, true_frames, said_episodes, true_episodes = [], [], [], []

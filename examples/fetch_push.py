@@ -82,8 +82,11 @@ def show(env: Any, policies: Sequence[Any], chosen: argparse.Namespace) -> None:
     for policy in policies:
         report = evaluate(env, policy, chosen.episodes)
         for e in report.episodes:
-            at = ["no" if step is None else f"step {step}" for step in (e.detected, e.true_success)]
-            print(row.format(report.policy, e.steps, f"{e.final_progress:.3f}", *at))
+            at = [
+                "no" if step is None else f"step {step}"
+                for step in (e.detected_step, e.true_success_step)
+            ]
+            print(row.format(report.policy, e.num_steps, f"{e.final_progress:.3f}", *at))
         report.save(chosen.out / report.policy)
     env.close()
 

@@ -1,167 +1,123 @@
-"""The demo: three policies in the built-in environment, paid by a reward model.
-
-Knows nothing of the command line: it returns the episodes and the files that it wrote. Not
-imported with the rest of the package, because only this module needs an environment.
-"""
+"""robometer-gym demo: three policies in the built-in environment, scored by the demo checkpoint."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
+from robometer_gym.cli.options import add_common_options, at_least, load_model, print_files
 from robometer_gym.envs import ENV_ID, TASKS
-from robometer_gym.evaluation.overlay import write_overlay
-from robometer_gym.evaluation.plots import Run, plot_episodes
-from robometer_gym.evaluation.scoring import Scores
-from robometer_gym.reward_model import Frame, RewardModel
+from robometer_gym.evaluation import evaluate, plot_episodes, write_overlay
+from robometer_gym.evaluation.report import trace_to_dict
+from robometer_gym.models.loading import LazyRewardModel
+from robometer_gym.tracking.trace import EpisodeTrace
 from robometer_gym.wrappers.single import RobometerRewardWrapper
-
-__all__ = ["DemoEpisode", "roll_out", "run_demo", "save_demo"]
 
 _TASK, _OTHER_TASK = TASKS[0], TASKS[2]
 
-Policy = Callable[[gym.Env[Any, Any]], Any]
-
-POLICIES: dict[str, Policy] = {
-    "expert": lambda env: env.unwrapped.expert_action(),  # type: ignore[attr-defined]
-    "random": lambda env: env.action_space.sample(),
-    # Another block is named than the one that the expert goes to.
-    "wrong instruction": lambda env: env.unwrapped.expert_action(task=_OTHER_TASK),  # type: ignore[attr-defined]
-}
+Episodes = Mapping[str, Sequence[EpisodeTrace]]
+"""The episodes of each policy, by its name."""
 
 
-@dataclass(frozen=True, eq=False)
-class DemoEpisode:
-    """One episode of one policy.
-
-    Attributes:
-        run: what was seen and predicted.
-        seed: of the environment, and of what the policy draws.
-        paid: the sum of the rewards that the agent got.
-    """
-
-    run: Run
-    seed: int
-    paid: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the frames in plain Python, for JSON."""
-        return {
-            "policy": self.run.name,
-            "seed": self.seed,
-            "steps": self.run.steps,
-            "return": round(self.paid, 6),
-            "detected_success_step": self.run.detected,
-            "true_success_step": self.run.true_success,
-            "predictions": self.run.scores.to_dict(),
-        }
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers of robometer-gym."""
+    parser = commands.add_parser(
+        "demo",
+        help="watch the reward wrapper at work: no GPU, no download",
+        description="Let an expert, a random policy, and an expert who follows another instruction "
+        "act in the built-in environment, rewarded by the demo checkpoint: print a table, write "
+        "videos, a plot and a JSON file.",
+        epilog="example: robometer-gym demo --seed 1 --episodes 3",
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of the first episode (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--episodes",
+        type=at_least(1),
+        default=1,
+        help="of each policy; plot and videos show the first (default: %(default)s)",
+    )
+    add_common_options(parser, Path("outputs/demo"), run)
 
 
-def run_demo(model: RewardModel, *, seed: int = 0, episodes: int = 1) -> list[DemoEpisode]:
-    """Roll out each policy, `episodes` times, with the same seeds for all.
+def run(arguments: argparse.Namespace) -> None:
+    """Roll out the policies and show them."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = LazyRewardModel("demo")
+    load_model(model)
+    episodes = _roll_out(model, arguments.seed, arguments.episodes)
+    print(f"{_TASK}\n")
+    _print_table(episodes)
+    print_files(_save(arguments.out, episodes))
 
-    Args:
-        model: pays the agent; the policies do not learn.
-        seed: of the first episode; the next has the next seed.
-        episodes: of each policy, >= 1.
 
-    Returns:
-        All episodes of the first policy, then those of the second and the third.
-    """
+def _roll_out(model: LazyRewardModel, seed: int, episodes: int) -> Episodes:
+    """Roll out each policy with the same seeds."""
     env = RobometerRewardWrapper(
-        # Episodes end where the model sees success: the true one is shown beside it.
+        # Episodes end where the model detects success: the true one is shown beside it.
         gym.make(ENV_ID, task=_TASK, render_mode="rgb_array", terminate_on_success=False),
         task=_TASK,
         reward_model=model,
     )
-    done = [
-        roll_out(env, name, policy, seed + number)
-        for name, policy in POLICIES.items()
-        for number in range(episodes)
-    ]
-    env.close()
-    return done
-
-
-def roll_out(env: RobometerRewardWrapper, name: str, policy: Policy, seed: int) -> DemoEpisode:
-    """Let a policy act for one episode, and keep every frame.
-
-    Args:
-        env: any environment in the wrapper, made with render_mode="rgb_array".
-        name: of the policy.
-        policy: takes the environment and returns an action.
-        seed: of the environment and of its action space.
-    """
-    env.action_space.seed(seed)
-    _, info = env.reset(seed=seed)
-    frames, infos, paid, over = [_frame(env)], [info], 0.0, False
-    while not over:
-        _, reward, terminated, truncated, info = env.step(policy(env))
-        frames.append(_frame(env))
-        infos.append(info)
-        paid += float(reward)
-        over = terminated or truncated
-    run = Run(
-        name,
-        frames,
-        _scores(env, infos),
-        true_success=_first(infos, "is_success"),
-        detected=_first(infos, "robometer/success"),
-    )
-    return DemoEpisode(run, seed, paid)
-
-
-def save_demo(out: Path, episodes: Sequence[DemoEpisode]) -> list[Path]:
-    """Write demo.png, a video of each policy with its scores, and demo.json.
-
-    Args:
-        out: the folder, which exists; files of these names are overwritten.
-        episodes: picture and videos show the first of each policy, the JSON holds all.
-
-    Returns:
-        The files.
-    """
-    files = [out / "demo.json", out / "demo.png"]
-    table = {
-        "env": ENV_ID,
-        "episodes": [episode.to_dict() for episode in episodes],
+    tabletop: Any = env.unwrapped
+    policies: dict[str, str | Callable[[Any], Any]] = {
+        "expert": lambda observation: tabletop.expert_action(),
+        "random": "random",
+        # It goes to another block than the one that the task names.
+        "wrong instruction": lambda observation: tabletop.expert_action(task=_OTHER_TASK),
     }
+    try:
+        return {
+            name: evaluate(env, policy, episodes, seed, every_frame=True).episodes
+            for name, policy in policies.items()
+        }
+    finally:
+        env.close()
+
+
+def _print_table(episodes: Episodes) -> None:
+    row = "{:<17} {:>5} {:>6} {:>8} {:>15} {:>9} {:>13}"
+    print(
+        row.format(
+            "policy", "seed", "steps", "return", "final progress", "detected", "true success"
+        )
+    )
+    for name, traces in episodes.items():
+        for trace in traces:
+            marks = (
+                "no" if at is None else f"step {at}"
+                for at in (trace.detected_step, trace.true_success_step)
+            )
+            values = (f"{trace.episode_return:+.3f}", f"{trace.final_progress:.3f}", *marks)
+            print(row.format(name, trace.seed, trace.num_steps, *values))
+
+
+def _save(out: Path, episodes: Episodes) -> list[Path]:
+    """Write demo.json, and demo.png and a video of each policy, which show its first episode."""
+    files = [out / "demo.json", out / "demo.png"]
+    rows = [
+        {"policy": name, **trace_to_dict(trace)}
+        for name, traces in episodes.items()
+        for trace in traces
+    ]
+    table = {"env": ENV_ID, "episodes": rows}
     files[0].write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    first: dict[str, Run] = {}
-    for episode in episodes:
-        first.setdefault(episode.run.name, episode.run)
-    plot_episodes(list(first.values()), files[1], title=_TASK)
-    for name, run in first.items():
+    first = {name: traces[0] for name, traces in episodes.items()}
+    labels = [_label(name, trace) for name, trace in first.items()]
+    plot_episodes(list(first.values()), files[1], labels=labels, title=_TASK)
+    for name, trace in first.items():
         files.append(out / f"{name.replace(' ', '_')}.mp4")
-        write_overlay(run, files[-1])
+        write_overlay(trace, files[-1], label=name)
     return files
 
 
-def _frame(env: gym.Env[Any, Any]) -> Frame:
-    frame: Any = env.render()
-    return np.array(frame, np.uint8)
-
-
-def _scores(env: RobometerRewardWrapper, infos: Sequence[dict[str, Any]]) -> Scores:
-    """What was predicted, at the steps at which it was."""
-    steps = [step for step, info in enumerate(infos) if info["robometer/predicted"]]
-    progress = [infos[step]["robometer/progress"] for step in steps]
-    success = [infos[step]["robometer/success_prob"] for step in steps]
-    return Scores(
-        env.task,
-        np.array(steps),
-        env.metadata.get("render_fps"),
-        np.array(progress, np.float32),
-        np.array(success, np.float32),
-    )
-
-
-def _first(infos: Sequence[dict[str, Any]], name: str) -> int | None:
-    """The first step whose info says so."""
-    return next((step for step, info in enumerate(infos) if info.get(name)), None)
+def _label(name: str, trace: EpisodeTrace) -> str:
+    if trace.true_success_step is None:
+        return f"{name}: {trace.num_steps} steps, no success"
+    return f"{name}: success at step {trace.true_success_step}"

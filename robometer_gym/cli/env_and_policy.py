@@ -1,14 +1,13 @@
-"""From what is written on a command line to an environment and a policy.
+"""Environments and policies by the names that are given on a command line.
 
-Every error says what to write instead. Knows nothing of reward models or of what is measured; of
-Stable-Baselines3 only when a name says so.
+Every error names the correct form. Knows nothing of reward models or metrics; imports
+Stable-Baselines3 only for a policy of its own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,12 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from robometer_gym.validation import MissingDependencyError
-from robometer_gym.wrappers.cameras import Cameras
 
 __all__ = ["load_policy", "make_env", "read_env_kwargs"]
 
 logger = logging.getLogger(__name__)
 
-# What the saved settings of each algorithm hold and those of the ones below it do not. A DDPG is
-# taken for a TD3, of which it is a special case; it acts the same.
-_TELLTALES = {
-    "ppo": "clip_range",
-    "dqn": "exploration_fraction",
-    "sac": "target_entropy",
-    "td3": "policy_delay",
-    "a2c": "gae_lambda",
-}
-_ALGORITHMS = (*_TELLTALES, "ddpg")
+_ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
 
 
 def read_env_kwargs(texts: Sequence[str]) -> dict[str, Any]:
@@ -66,19 +55,20 @@ def read_env_kwargs(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def make_env(env_id: str, task: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    """Make an environment that can be seen; a task of its own that is another is warned of.
+    """Make an environment that renders; a warning names a task of its own that differs.
 
     Args:
         env_id: as `gym.make` takes it; "module:Id" imports the module that registers it.
-        task: the instruction that the model will be given.
+        task: the instruction that the model will read.
         kwargs: of the environment.
 
     Raises:
-        ValueError: no such environment, or none of its arguments; or it cannot be seen.
+        ValueError: no such environment, or an argument that it does not take.
         DependencyNotInstalled: what it needs is missing.
     """
     try:
         env = gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
+        return _WarnOfOtherTask(env, task)
     except DependencyNotInstalled:
         raise
     except (gym.error.Error, ImportError) as error:
@@ -90,37 +80,39 @@ def make_env(env_id: str, task: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, 
         raise ValueError(
             f"Cannot make the environment {env_id!r} with {dict(kwargs)}: {error}"
         ) from error
-    Cameras("render", None, env)  # refuses one that cannot be seen, before a model is loaded
-    return _WarnsOfOtherTask(env, task)
 
 
 def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
     """Return what `evaluate` takes as its policy; one for another environment is refused.
 
     Args:
-        name: "random"; "sb3:PATH", a model that Stable-Baselines3 has saved, whose algorithm is
-            read from the file; or "sb3:ppo:PATH" (a2c, ddpg, dqn, sac, td3), which names it. A
-            saved model may run any code when it is loaded: give only your own.
+        name: "random", or "sb3:ALGORITHM:PATH", a model that Stable-Baselines3 has saved, such as
+            "sb3:ppo:agent.zip" (a2c, ddpg, dqn, ppo, sac, td3). A saved model may run any code when
+            it is loaded: give only your own.
         env: where it will act.
 
     Raises:
-        ValueError: nothing of the kind, no model in the file, or one for another environment.
+        ValueError: another name, no model in the file, or one for another environment.
         FileNotFoundError: no such file.
         MissingDependencyError: Stable-Baselines3 is missing.
     """
-    kind, _, rest = name.partition(":")
     if name == "random":
         return "random"
-    if kind != "sb3" or not rest:
+    kind, _, rest = name.partition(":")
+    algorithm, colon, path = rest.partition(":")
+    algorithm = algorithm.lower()
+    if kind != "sb3" or not colon or not path:
         raise ValueError(
-            f"policy must be 'random', 'sb3:PATH' or 'sb3:ppo:PATH', got {name!r}. Any other "
-            "acts from Python: robometer_gym.evaluation.evaluate(env, policy)."
+            f"policy must be 'random' or 'sb3:ALGORITHM:PATH', as in sb3:ppo:agent.zip "
+            f"({', '.join(_ALGORITHMS)}); got {name!r}. Any other acts from Python: "
+            "robometer_gym.evaluation.evaluate(env, policy)."
         )
-    named, _, path = rest.partition(":")
-    if named.lower() not in _ALGORITHMS:
-        named, path = "", rest
-    file = _saved_model(Path(path))
-    algorithm = named.lower() or _algorithm_in(file)
+    if algorithm not in _ALGORITHMS:
+        raise ValueError(
+            f"The algorithm of a policy must be one of {', '.join(_ALGORITHMS)}, got {algorithm!r} "
+            f"in {name!r}. Load any other in Python, and pass it to evaluate(env, policy)."
+        )
+    file = _find_saved_model(Path(path))
     try:
         import stable_baselines3
     except ImportError as error:
@@ -132,14 +124,14 @@ def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"{file} cannot be loaded as a {algorithm.upper()}: {error} "
-            "Another algorithm is named so: sb3:sac:PATH."
+            "Was it saved by another algorithm, or not by model.save(path)?"
         ) from error
     _check_fit(policy, env, file)
     return policy
 
 
 def _check_fit(policy: Any, env: gym.Env[Any, Any], file: Path) -> None:
-    """Let it act once, before a reward model is loaded."""
+    """Let the policy act once, before a reward model is loaded."""
     try:
         action, _ = policy.predict(env.observation_space.sample())
     except (ValueError, AssertionError) as error:
@@ -151,37 +143,16 @@ def _check_fit(policy: Any, env: gym.Env[Any, Any], file: Path) -> None:
         )
 
 
-def _saved_model(path: Path) -> Path:
-    """The file, whose .zip may be left out as in Stable-Baselines3."""
+def _find_saved_model(path: Path) -> Path:
+    """Return the file, whose .zip may be left out as in Stable-Baselines3."""
     for file in (path, path.with_name(path.name + ".zip")):
         if file.is_file():
             return file
     raise FileNotFoundError(f"There is no saved policy {path}: give the .zip that save() wrote.")
 
 
-def _algorithm_in(file: Path) -> str:
-    """Which algorithm a model was saved by: the file does not name it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            saved: dict[str, Any] = json.loads(archive.read("data"))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{file} is no model that Stable-Baselines3 has saved: {error}. Give the .zip that "
-            "model.save(path) wrote."
-        ) from error
-    module = str(dict(saved.get("policy_class", {})).get("__module__", ""))
-    if not module.startswith("sb3_contrib"):
-        for algorithm, telltale in _TELLTALES.items():
-            if telltale in saved:
-                return algorithm
-    raise ValueError(
-        f"Which algorithm saved {file} is not to be seen. Write it: sb3:ppo:{file} "
-        f"({', '.join(_ALGORITHMS)}); load any other in Python and give it to evaluate()."
-    )
-
-
-class _WarnsOfOtherTask(gym.Wrapper[Any, Any, Any, Any]):
-    """Warns, once, where the environment is about another task than the model is told."""
+class _WarnOfOtherTask(gym.Wrapper[Any, Any, Any, Any]):
+    """Warns, once, when the environment's own task is not the one that the model reads."""
 
     def __init__(self, env: gym.Env[Any, Any], task: str) -> None:
         super().__init__(env)
@@ -189,12 +160,12 @@ class _WarnsOfOtherTask(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
-        its = info.get("task")
-        if self._task is not None and isinstance(its, str) and its != self._task:
+        own_task = info.get("task")
+        if self._task is not None and isinstance(own_task, str) and own_task != self._task:
             logger.warning(
-                "The environment's own task is %r, and the model is told %r: what it calls success "
-                "is another thing. Give both the same, for example --env-kwargs task=%r.",
-                its,
+                "The environment's own task is %r, and the model reads %r: their successes are not "
+                "comparable. Give both the same, for example --env-kwargs task=%r.",
+                own_task,
                 self._task,
                 self._task,
             )

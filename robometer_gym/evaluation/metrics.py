@@ -1,9 +1,9 @@
-"""How good a reward model is: pure functions from what it said, and what was true, to a number.
+"""Metrics of a reward model: pure functions from predictions and truth to a number.
 
 - `value_order_correlation` and `progress_correlation`: does progress rise as an episode succeeds?
 - `policy_ranking` and `kendall_tau_a`: are better episodes of a task valued higher?
-- `detection`: are success and failure told apart?
-- `confusion_margin`: is a video told from that of another task?
+- `detection`: does detected success agree with true success?
+- `confusion_margin`: does the progress of a video depend on the instruction?
 - `preference_accuracy`: is the better of two clips found?
 
 Knows nothing of models, videos or data sets. Each function scores one episode, one task or one set
@@ -41,8 +41,8 @@ def value_order_correlation(progress: ArrayLike) -> float:
     report such a one for comparison. Robometer's "VOC r" is `progress_correlation`.
 
     Args:
-        progress: (T,) numbers on any scale, oldest frame first, T >= 2; progress[t] is what was
-            said of the newest frame when the episode was seen up to t.
+        progress: (T,) numbers on any scale, oldest frame first, T >= 2; progress[t] is the
+            prediction for the newest frame when the episode was seen up to t.
 
     Returns:
         In [-1, 1]: 1 where progress always rises, 0 where it is constant (undefined; the
@@ -69,8 +69,8 @@ def progress_correlation(progress: ArrayLike, target: ArrayLike) -> float:
     Pearson's correlation, published by Robometer as "VOC r": per successful episode, then averaged.
 
     Args:
-        progress: (T,) numbers on any scale, T >= 2; progress[t] is what was said of the newest
-            frame when the episode was seen up to t.
+        progress: (T,) numbers on any scale, T >= 2; progress[t] is the prediction for the
+            newest frame when the episode was seen up to t.
         target: (T,) numbers, the true progress at the same frames. Robometer's are (t + 1) / T.
 
     Returns:
@@ -100,7 +100,7 @@ def kendall_tau_a(values: ArrayLike, ranks: ArrayLike) -> float:
     stays in the denominator: the one value for everything gets 0. scipy's kendalltau is tau-b.
 
     Args:
-        values: (n,) numbers on any scale, n >= 2: how good the model says each episode is.
+        values: (n,) numbers on any scale, n >= 2: the value that the model gives each episode.
         ranks: (n,) numbers, how good each is; larger is better.
 
     Returns:
@@ -116,11 +116,11 @@ def kendall_tau_a(values: ArrayLike, ranks: ArrayLike) -> float:
         >>> kendall_tau_a([0.1, 0.5, 0.5, 0.9], [1, 2, 3, 4])  # 5 right, 0 wrong, 1 tied
         0.8333333333333334
     """
-    said = _vector("values", values, least=2)
+    valued = _vector("values", values, least=2)
     true = _vector("ranks", ranks, least=2)
-    _check_same_length("ranks", true, "values", said)
-    agreement = np.sign(np.subtract.outer(said, said)) * np.sign(np.subtract.outer(true, true))
-    n = len(said)
+    _check_same_length("ranks", true, "values", valued)
+    agreement = np.sign(np.subtract.outer(valued, valued)) * np.sign(np.subtract.outer(true, true))
+    n = len(valued)
     return float(agreement.sum() / (n * (n - 1)))  # each pair is in `agreement` twice
 
 
@@ -134,7 +134,7 @@ def policy_ranking(groups: Iterable[ArrayLike]) -> float:
     Args:
         groups: for each outcome, from worst to best, (n,) numbers on any scale, n >= 1: the
             values of its episodes. At least two outcomes; n may differ. Of a dictionary, pass
-            its `values()`; an outcome that nobody saw is left out.
+            its `values()`; leave out an outcome without episodes.
 
     Returns:
         In [-1, 1]: 1 where each better outcome's episodes are all valued higher; ties count 0.
@@ -163,15 +163,15 @@ def policy_ranking(groups: Iterable[ArrayLike]) -> float:
 
 @dataclass(frozen=True)
 class Detection:
-    """How often something was said to be there, and how often it was.
+    """Counts of predicted against true events, and their ratios.
 
-    A ratio whose denominator is 0 is NaN: nothing was there to be measured.
+    A ratio whose denominator is 0 is NaN: nothing could be measured.
 
     Attributes:
-        true_positives: times it was said to be there, and was.
-        false_positives: times it was said to be there, and was not.
-        false_negatives: times it was not said to be there, but was.
-        true_negatives: times it was not said to be there, and was not.
+        true_positives: predicted and true.
+        false_positives: predicted and not true.
+        false_negatives: not predicted and true.
+        true_negatives: neither predicted nor true.
 
     Source: the paper's failure detection; the reference has no code for it. Its success accuracy
     (robometer/evals/compile_results.py:203-230 at c7f38e2) crashes where all labels are the same,
@@ -192,19 +192,19 @@ class Detection:
 
     @property
     def precision(self) -> float:
-        """Share of what was said to be there that was, in [0, 1]; NaN if nothing was said to be."""
+        """Share of predicted events that are true, in [0, 1]; NaN if nothing was predicted."""
         return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
-        """Share of what was there that was said to be, in [0, 1]; NaN if nothing was."""
+        """Share of true events that were predicted, in [0, 1]; NaN if nothing was true."""
         return _ratio(self.true_positives, self.true_positives + self.false_negatives)
 
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall, in [0, 1].
 
-        0 where nothing was found, NaN if nothing was there nor was said to be.
+        0 where nothing was found, NaN if nothing was true or predicted.
         """
         found_twice = 2 * self.true_positives
         return _ratio(found_twice, found_twice + self.false_positives + self.false_negatives)
@@ -213,13 +213,13 @@ class Detection:
     def false_success_rate(self) -> float:
         """Share of the failures that were taken for a success, in [0, 1]; NaN without failures.
 
-        What pays an agent for nothing. It is for success as what is to be found, so not for
+        Such episodes reward an agent for nothing. Defined for success as the event, so not for
         `inverted`.
         """
         return _ratio(self.false_positives, self.false_positives + self.true_negatives)
 
     def inverted(self) -> Detection:
-        """Return the counts with the opposite as what is to be found.
+        """Return the counts of the opposite event.
 
         Of a detection of success this is the detection of failure: its `f1` is the paper's.
         """
@@ -235,9 +235,9 @@ def detection(predicted: ArrayLike, true: ArrayLike) -> Detection:
     """Count how often success (or anything else) was detected rightly and wrongly.
 
     Args:
-        predicted: (N,) bool, whether it was said to be there, N >= 1. The threshold that made it
-            so is the caller's; the reference's is `probability > 0.5`.
-        true: (N,) bool, whether it was there.
+        predicted: (N,) bool, N >= 1. The threshold is the caller's; the reference's is
+            `probability > 0.5`.
+        true: (N,) bool.
 
     Raises:
         ValueError: not two arrays of one shape (N,) with N >= 1, or not bool.
@@ -246,19 +246,19 @@ def detection(predicted: ArrayLike, true: ArrayLike) -> Detection:
         >>> detection([True, True, False], [True, False, False]).precision
         0.5
     """
-    said = _booleans("predicted", predicted)
-    was = _booleans("true", true)
-    _check_same_length("true", was, "predicted", said)
+    positive = _booleans("predicted", predicted)
+    truth = _booleans("true", true)
+    _check_same_length("true", truth, "predicted", positive)
     return Detection(
-        true_positives=int(np.sum(said & was)),
-        false_positives=int(np.sum(said & ~was)),
-        false_negatives=int(np.sum(~said & was)),
-        true_negatives=int(np.sum(~said & ~was)),
+        true_positives=int(np.sum(positive & truth)),
+        false_positives=int(np.sum(positive & ~truth)),
+        false_negatives=int(np.sum(~positive & truth)),
+        true_negatives=int(np.sum(~positive & ~truth)),
     )
 
 
 def confusion_margin(final_progress: ArrayLike) -> float:
-    """Return how much further a video is said to have come in its own task than in another.
+    """Return how much higher the progress of a video is in its own task than in another.
 
     Mean of the diagonal minus mean of the rest. A model that does not read the instruction gets 0.
 
@@ -292,11 +292,11 @@ def confusion_margin(final_progress: ArrayLike) -> float:
 def preference_accuracy(probabilities: ArrayLike, a_is_better: ArrayLike) -> float:
     """Return the share of pairs of clips of which the better one was found.
 
-    A probability above 0.5 says A, any other says B, an undecided 0.5 as well. So show a model
+    A probability above 0.5 means A, any other means B, an undecided 0.5 as well. So show a model
     each pair in both orders, or half of the pairs with A better.
 
     Args:
-        probabilities: (N,) numbers in [0, 1], N >= 1: how probable it is, says the model, that
+        probabilities: (N,) numbers in [0, 1], N >= 1: the predicted probability that
             clip A is better.
         a_is_better: (N,) bool, whether it is.
 
@@ -308,7 +308,7 @@ def preference_accuracy(probabilities: ArrayLike, a_is_better: ArrayLike) -> flo
             logit, a NaN), a_is_better not bool.
 
     Source: robometer/trainers/rbm_heads_trainer.py:876 and evals/compile_results.py:105-107, 139
-    at c7f38e2. There a NaN says B and no pairs at all are an accuracy of 0; here both are errors.
+    at c7f38e2. There a NaN means B and no pairs at all are an accuracy of 0; here both are errors.
 
     Example:
         >>> preference_accuracy([0.9, 0.2, 0.5, 0.7], [True, False, False, False])
@@ -356,7 +356,7 @@ def _vector(name: str, values: ArrayLike, *, least: int) -> NDArray[np.float64]:
 
 
 def _booleans(name: str, values: ArrayLike) -> NDArray[np.bool_]:
-    """Return an array of shape (N,), or raise. A number is no answer: 0.1 would be True."""
+    """Return an array of shape (N,), or raise. A number is refused: 0.1 would be True."""
     array = np.asarray(values)
     if array.ndim != 1 or len(array) < 1 or array.dtype != np.bool_:
         raise ValueError(

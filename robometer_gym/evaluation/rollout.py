@@ -1,21 +1,18 @@
-"""Let a policy act, and see what the reward model makes of it: `evaluate`.
+"""evaluate: roll out a policy and compare the reward model with the environment's own success.
 
-The environment's own success is the truth, where it tells one; what was paid and detected is
-compared with it. Nothing is rendered for this: the frames are those that the model was shown.
-Knows nothing of pictures, and of the kinds of environment only what `stages` says.
+Everything is read from the traces of the episodes, so wrappers outside the reward wrapper change
+no number. Knows nothing of plots, and only `env_adapters` knows the kinds of environment.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,11 +20,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import robometer_gym
-from robometer_gym.evaluation.env_adapters import Moment, Stage, layers, stage_of
-from robometer_gym.evaluation.report import EvaluatedEpisode, Report
-from robometer_gym.evaluation.scoring import Scores
-from robometer_gym.reward_model import Clip, Frame, Prediction, RewardModelError, check_prediction
-from robometer_gym.tracking.tracker import Stream
+from robometer_gym.evaluation.env_adapters import EvalEnv, adapt_env
+from robometer_gym.evaluation.report import Report
+from robometer_gym.models.loading import LazyRewardModel
+from robometer_gym.reward_model import Frame, model_name
+from robometer_gym.tracking.recorder import TraceRecorder
+from robometer_gym.tracking.trace import EpisodeTrace
 from robometer_gym.validation import check_count
 
 __all__ = ["evaluate"]
@@ -41,32 +39,44 @@ Act = Callable[[Any, NDArray[np.bool_]], Any]
 
 
 def evaluate(
-    env: Any, policy: Any, episodes: int = 10, seed: int = 0, *, progress_bar: bool = False
+    env: Any,
+    policy: Any,
+    episodes: int = 10,
+    seed: int = 0,
+    *,
+    every_frame: bool = False,
+    on_episode: Callable[[EpisodeTrace], None] | None = None,
+    progress_bar: bool = False,
 ) -> Report:
-    """Roll out a policy, and compare what the reward model says with what is true.
+    """Roll out a policy, and compare the reward model's success with the environment's own.
 
-    Of N environments each gives its share of the episodes, as in SB3's `evaluate_policy`: were the
-    first to end counted, short episodes would be overrepresented. The frames of the episodes stay
-    in memory, at predictions only: at reset, every `predict_every` steps and at the end. A hundred
-    episodes of 20 predictions at 320x240 are half a gigabyte. A warning tells of an
-    episode that goes on after 1000 steps: one without an end is waited for.
+    Rewards are those of the reward wrapper, whatever wrapper outside changes them. Of N
+    environments each gives its share of the episodes, as in SB3's `evaluate_policy`: if the first
+    to end counted, short episodes would be overrepresented. Frames stay in memory, at predictions
+    only: at reset, every `predict_every` steps and at the end. A hundred episodes of 20 predictions
+    at 320x240 are half a gigabyte. An episode of more than 1000 steps is warned of: one without an
+    end is waited for.
 
     Args:
         env: anything with one of the three reward wrappers in its stack: a `gymnasium.Env`, a
             `gymnasium.vector.VectorEnv` or a VecEnv of Stable-Baselines3. It is not closed; reset
-            it before you go on with it.
+            it before you continue with it.
         policy: a model of Stable-Baselines3, which acts without its noise; or a function from an
             observation to an action, for vector environments from a batch to a batch; or
             "random", which samples the action space.
         episodes: how many in all, >= 1.
-        seed: >= 0. Episode k of a scalar environment is reset with seed + k. Environment i of
-            several begins with seed + i, and what follows is drawn from that. "random" has it too.
+        seed: >= 0. Episode k of a scalar environment is reset with seed + k, and the actions of
+            "random" are drawn from the same. Environment i of several begins with seed + i, and
+            everything that follows is drawn from that.
+        every_frame: render and keep the frame of every step, for a smoother video; scalar
+            environments only.
+        on_episode: called with each episode as it ends.
         progress_bar: show one on a terminal.
 
     Raises:
-        TypeError: `env` or `policy` is nothing of the kind.
+        TypeError: `env` or `policy` is of another kind.
         ValueError: no reward wrapper in the stack, no episodes, a negative seed, an action of the
-            wrong shape.
+            wrong shape, `every_frame` with a vector environment.
         Exception: whatever environment, policy and model raise.
 
     Example:
@@ -78,203 +88,145 @@ def evaluate(
         ...     reward_model=ScriptedRewardModel(progress=0.5, success=0.9),
         ... )
         >>> report = evaluate(env, "random", episodes=4)
-        >>> [(episode.steps, episode.detected) for episode in report.episodes]
+        >>> [(episode.num_steps, episode.detected_step) for episode in report.episodes]
         [(5, 5), (5, 5), (5, 5), (5, 5)]
         >>> report.totals.false_success_rate
         1.0
     """
     episodes = check_count("episodes", episodes)
     seed = check_count("seed", seed, minimum=0)
-    stage = stage_of(env)
-    act = _actor(policy, stage, seed)
-    stage.tracker.load()  # or it would count as time of the loop
-    witness = _Witness()
-    stage.tracker.watchers.append(witness)
-    began = time.perf_counter()
-    try:
-        done, steps = _roll_out(stage, act, episodes, seed, witness, progress_bar)
-    finally:
-        stage.tracker.watchers.remove(witness)
-    seconds = time.perf_counter() - began
+    adapter = adapt_env(env)
+    if every_frame and not isinstance(env, gym.Env):
+        raise ValueError(
+            "every_frame renders a scalar environment: a vector environment has already begun the "
+            "next episode when it could be rendered. Leave it out, or evaluate one environment."
+        )
+    act = _make_actor(policy, adapter, seed)
+    if isinstance(adapter.tracker.reward_model, LazyRewardModel):
+        adapter.tracker.reward_model.load()  # or it would count as time of the loop
     innermost = _innermost(env)
-    fps = innermost.metadata.get("render_fps")
+    collector = _Collector(adapter, episodes, innermost.metadata.get("render_fps"), on_episode)
+    recorder = TraceRecorder(
+        adapter.tracker, collector.ended.append, frames=None if every_frame else "predictions"
+    )
+    started = time.perf_counter()
+    bar = tqdm(total=episodes, unit="episode", disable=None if progress_bar else True)
+    with recorder, bar:
+        for _ in _roll_out(adapter, act, seed, env.render if every_frame else None, collector):
+            bar.update(len(collector.done) - bar.n)
     return Report(
-        env=_name_of_env(innermost),
-        policy=_name_of_policy(policy),
-        reward_model=type(stage.tracker.model).__name__,
+        env=_env_name(innermost),
+        policy=_policy_name(policy),
+        reward_model=model_name(adapter.tracker.reward_model),
         seed=seed,
-        num_envs=stage.num_envs,
-        settings=stage.tracker.settings,
+        num_envs=adapter.num_envs,
+        settings=adapter.tracker.settings,
         versions=_versions(),
-        episodes=tuple(tally.finished(fps) for tally in sorted(done, key=lambda t: t.env)),
-        env_steps=steps,
-        seconds=seconds,
-        model_seconds=witness.seconds,
+        episodes=tuple(sorted(collector.done, key=lambda trace: trace.env)),
+        env_steps=recorder.steps,
+        seconds=time.perf_counter() - started,
+        model_seconds=recorder.seconds,
     )
 
 
-def _roll_out(
-    stage: Stage, act: Act, episodes: int, seed: int, witness: _Witness, progress_bar: bool
-) -> tuple[list[_Tally], int]:
-    """Return the finished episodes, and how many steps all environments made for them."""
-    n = stage.num_envs
-    missing = [(episodes + env) // n for env in range(n)]
-    done: list[_Tally] = []
-    steps, longest = 0, 0
-    with tqdm(total=episodes, unit="episode", disable=None if progress_bar else True) as bar:
-        observation, first = stage.reset(seed), np.ones(n, bool)
-        tallies = [_Tally(stage, env) for env in range(n)]
-        while True:
-            action = act(observation, first)
-            _check_action(action, stage)
-            observation, moments = stage.step(action)
-            for env, moment in enumerate(moments):
-                if moment is None:
-                    continue
-                steps += 1
-                tally = tallies[env]
-                tally.add(moment, own=not moment.over or stage.tracker.reports_success(env))
-                if moment.over:
-                    tally.sight = witness.take(env, tally.number)
-                    if missing[env]:
-                        missing[env] -= 1
-                        done.append(tally)
-                        bar.update()
-                elif longest < tally.steps:
-                    longest = tally.steps
-                    _warn_of_no_end(env, longest)
-            if not any(missing):
-                return done, steps
-            observation, first = stage.begin(observation)
-            for env in np.flatnonzero(first).tolist():
-                tallies[env] = _Tally(stage, env)
+class _Collector:
+    """The finished episodes: of each environment its share, with seeds and frames."""
 
-
-def _warn_of_no_end(env: int, steps: int) -> None:
-    """Say once why nothing comes: each episode is waited for."""
-    if steps == _LONG:
-        logger.warning(
-            "An episode of environment %d goes on after %d steps, and is waited for. If it has no "
-            "end, give it one: gym.make(..., max_episode_steps=...), or TimeLimit inside the "
-            "reward wrapper.",
-            env,
-            steps,
-        )
-
-
-@dataclass
-class _Sight:
-    """What the model was shown of one episode, by its first camera, and what it said of it."""
-
-    steps: list[int] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
-    progress: list[float] = field(default_factory=list)
-    success: list[float] = field(default_factory=list)
-
-    def scores(self, task: str, fps: float | None) -> Scores | None:
-        """Return it as scores; None where nothing was seen."""
-        if not self.steps:
-            return None
-        progress, success = (np.array(said, np.float32) for said in (self.progress, self.success))
-        return Scores(task, np.array(self.steps), fps, progress, success)
-
-
-class _Witness:
-    """Is told of every call of the model, and keeps what belongs to the episodes that run."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._sights: dict[tuple[int, int], _Sight] = {}
-
-    def __call__(
-        self, clips: Sequence[Clip], predictions: Sequence[Prediction], seconds: float
+    def __init__(
+        self,
+        env: EvalEnv,
+        episodes: int,
+        fps: float | None,
+        on_episode: Callable[[EpisodeTrace], None] | None,
     ) -> None:
-        self.seconds += seconds
-        asked = zip(clips, predictions, strict=True)
-        for (env, episode), of_one in groupby(asked, lambda pair: _episode_of(pair[0])):
-            # In one call an episode has one moment, so these are its cameras.
-            pairs = list(of_one)
-            try:
-                for clip, prediction in pairs:
-                    check_prediction(clip, prediction)
-            except RewardModelError:
-                continue  # raised elsewhere, or held where on_error says so: it counts for nothing
-            sight = self._sights.setdefault((env, episode), _Sight())
-            sight.steps.append((pairs[0][0].steps or (0,))[-1])
-            sight.frames.append(pairs[0][0].images[-1])
-            sight.progress.append(float(np.mean([said.progress[-1] for _, said in pairs])))
-            sight.success.append(float(np.mean([said.success[-1] for _, said in pairs])))
+        self.ended: list[EpisodeTrace] = []
+        """Receives the trace of every episode as it ends; `collect` takes them out."""
+        self.done: list[EpisodeTrace] = []
+        self.frames: list[Frame] = []
+        """Every frame of the episode that runs; empty where those at predictions are kept."""
+        self._env, self._fps, self._on_episode = env, fps, on_episode
+        self._missing = [(episodes + i) // env.num_envs for i in range(env.num_envs)]
+        self._seeds: dict[tuple[int, int], int | None] = {}
 
-    def take(self, env: int, episode: int) -> _Sight:
-        """Give away what was seen of an episode that is over; nothing if every call failed."""
-        return self._sights.pop((env, episode), _Sight())
+    @property
+    def complete(self) -> bool:
+        return not any(self._missing)
 
+    def begin(self, first: NDArray[np.bool_]) -> None:
+        """Note the seeds of episodes that have just begun."""
+        for env in np.flatnonzero(first).tolist():
+            self._seeds[env, self._env.tracker.episode(env)] = self._env.seeds[env]
 
-class _Tally:
-    """What one episode has come to so far."""
-
-    def __init__(self, stage: Stage, env: int) -> None:
-        self.env, self.seed = env, stage.seeds[env]
-        self.number = stage.tracker.episode(env)
-        self.task = stage.tracker.task(env)
-        self.steps, self.paid, self.env_return = 0, 0.0, 0.0
-        self.progress = math.nan
-        self.detected: int | None = None
-        self.true_success: int | None = None
-        self.truth_known = False
-        self.sight = _Sight()
-
-    def add(self, moment: Moment, *, own: bool) -> None:
-        """Count a step.
-
-        Args:
-            moment: what it came to.
-            own: whether a success in its info is the environment's; at the end it may be the
-                wrapper's.
-        """
-        info = moment.info
-        self.steps += 1
-        self.paid += moment.reward
-        self.env_return += float(info["env_reward"])
-        self.progress = float(info["robometer/progress"])
-        if self.detected is None and info["robometer/success"]:
-            self.detected = self.steps
-        truth = info.get("is_success", info.get("success")) if own else None
-        if truth is not None:
-            self.truth_known = True
-            if self.true_success is None and bool(truth):
-                self.true_success = self.steps
-
-    def finished(self, fps: float | None) -> EvaluatedEpisode:
-        """Return the episode as the report has it."""
-        return EvaluatedEpisode(
-            env=self.env,
-            seed=self.seed,
-            task=self.task,
-            steps=self.steps,
-            paid=self.paid,
-            env_return=self.env_return,
-            final_progress=self.progress,
-            detected=self.detected,
-            true_success=self.true_success,
-            truth_known=self.truth_known,
-            scores=self.sight.scores(self.task, fps),
-            frames=tuple(self.sight.frames),
-        )
+    def collect(self) -> None:
+        """Take the episodes that have ended, as many as are missing."""
+        while self.ended:
+            trace = self.ended.pop(0)
+            key = trace.env, trace.episode
+            if key not in self._seeds or not self._missing[trace.env]:
+                continue
+            self._missing[trace.env] -= 1
+            trace = replace(trace, seed=self._seeds.pop(key), fps=self._fps)
+            if self.frames:
+                steps = tuple(range(len(self.frames)))
+                trace = replace(trace, frames=tuple(self.frames), frame_steps=steps)
+            self.done.append(trace)
+            if self._on_episode is not None:
+                self._on_episode(trace)
 
 
-def _episode_of(clip: Clip) -> tuple[int, int]:
-    stream = cast(Stream, clip.stream)
-    return stream.env, stream.episode
+def _roll_out(
+    env: EvalEnv,
+    act: Act,
+    seed: int,
+    render: Callable[[], Any] | None,
+    collector: _Collector,
+) -> Iterator[None]:
+    """Step until every environment has given its share; yield after each step."""
+    warned = False
+    observation, first = env.reset(seed), np.ones(env.num_envs, bool)
+    while True:
+        collector.begin(first)
+        if render and first.any():
+            collector.frames = [np.array(render(), np.uint8)]
+        action = act(observation, first)
+        _check_action(action, env)
+        observation = env.step(action)
+        if render:
+            collector.frames.append(np.array(render(), np.uint8))
+        collector.collect()
+        yield
+        if collector.complete:
+            return
+        observation, first = env.begin(observation)
+        collector.collect()  # a wrapper outside may have ended one: its trace ends with the reset
+        if collector.complete:
+            return
+        if not warned:
+            warned = _warn_of_long_episode(env)
 
 
-def _actor(policy: Any, stage: Stage, seed: int) -> Act:
-    """Return the policy as a function that remembers its own state."""
+def _warn_of_long_episode(env: EvalEnv) -> bool:
+    """Explain why nothing seems to happen: each episode is waited for."""
+    for number in range(env.num_envs):
+        if env.tracker.running(number) and env.tracker.steps(number) >= _LONG:
+            logger.warning(
+                "An episode of environment %d continues after %d steps, and is waited for. If it "
+                "has no end, give it one: gym.make(..., max_episode_steps=...), or TimeLimit "
+                "inside the reward wrapper.",
+                number,
+                _LONG,
+            )
+            return True
+    return False
+
+
+def _make_actor(policy: Any, env: EvalEnv, seed: int) -> Act:
+    """Return the policy as a function that keeps its own state."""
     if isinstance(policy, str):
         if policy != "random":
             raise ValueError(f"policy must be 'random', a model or a function, got {policy!r}.")
-        sample = stage.sampler(seed)
-        return lambda observation, _: sample(observation)
+        sample = env.action_sampler(seed)
+        return lambda observation, first: sample()
     if callable(getattr(policy, "predict", None)) and not isinstance(policy, type):
         state: Any = None
 
@@ -291,38 +243,39 @@ def _actor(policy: Any, stage: Stage, seed: int) -> Act:
             "policy must be a model of Stable-Baselines3, a function from an observation to an "
             f"action, or 'random'; got {policy!r}."
         )
-    return lambda observation, _: policy(observation)
+    return lambda observation, first: policy(observation)
 
 
-def _check_action(action: Any, stage: Stage) -> None:
-    """An environment might take the numbers that it finds, and no one would know."""
-    if stage.shape is not None and np.shape(action) != stage.shape:
-        each = f", one action for each of {stage.num_envs} environments" * (stage.num_envs > 1)
+def _check_action(action: Any, env: EvalEnv) -> None:
+    """Refuse an action of another shape: environments may take any part of it."""
+    if env.action_shape is not None and np.shape(action) != env.action_shape:
+        each = f", one action for each of {env.num_envs} environments" * (env.num_envs > 1)
         raise ValueError(
-            f"The policy's action must be of shape {stage.shape}{each}; got {np.shape(action)}."
+            f"The policy's action must be of shape {env.action_shape}{each}; "
+            f"got {np.shape(action)}."
         )
 
 
 def _innermost(env: Any) -> Any:
-    """The environment that knows its id; of several, the first, where it is in this process."""
-    bottom = layers(env)[-1]
-    several = vars(bottom).get("envs")
-    return layers(several[0])[-1] if several else bottom
+    """Return the environment that knows its id; of several, the first of this process."""
+    several = vars(env.unwrapped).get("envs")
+    return several[0].unwrapped if several else env.unwrapped
 
 
-def _name_of_env(env: Any) -> str:
+def _env_name(env: Any) -> str:
     spec = getattr(env, "spec", None)  # a VecEnv has none
-    return spec.id if spec else type(getattr(env, "unwrapped", env)).__name__
+    return spec.id if spec else type(env).__name__
 
 
-def _name_of_policy(policy: Any) -> str:
+def _policy_name(policy: Any) -> str:
     if isinstance(policy, str):
         return policy
-    return str(getattr(policy, "__name__", type(policy).__name__))
+    name = str(getattr(policy, "__name__", type(policy).__name__))
+    return "function" if name == "<lambda>" else name
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what took part."""
+    """Return the versions of the libraries that take part: those that are imported."""
     versions = {
         "python": platform.python_version(),
         "robometer_gym": robometer_gym.__version__,
@@ -330,7 +283,7 @@ def _versions() -> dict[str, str]:
         "numpy": np.__version__,
     }
     for name in ("torch", "transformers", "stable_baselines3"):
-        module = sys.modules.get(name)  # what was not imported took no part
+        module = sys.modules.get(name)
         if module is not None:
             versions[name] = str(module.__version__)
     return versions

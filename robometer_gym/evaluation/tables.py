@@ -1,4 +1,4 @@
-"""The tables of an evaluation: every figure with what it is over, or why it is none.
+"""Tables of an evaluation: each metric with its number of episodes, or why it is not measurable.
 
 Knows nothing of files: a `Report` goes in, text comes out.
 """
@@ -9,19 +9,22 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from robometer_gym.evaluation.totals import value_order
+from robometer_gym.tracking.trace import EpisodeTrace
+
 if TYPE_CHECKING:
-    from robometer_gym.evaluation.report import EvaluatedEpisode, Report
+    from robometer_gym.evaluation.report import Report
 
-__all__ = ["Figure", "figures", "file_stem", "headline", "markdown", "plain_text"]
+__all__ = ["Metric", "file_stem", "headline", "list_metrics", "markdown", "plain_text"]
 
-_SHOWN = 10  # episodes in the plain text; the markdown has all
+_MAX_ROWS = 10  # episodes in the plain text; the markdown has all
 
 _COLUMNS = (
     "episode",
     "env",
     "seed",
     "steps",
-    "paid",
+    "return",
     "env return",
     "progress",
     "detected",
@@ -30,91 +33,108 @@ _COLUMNS = (
 )
 
 
-class Figure(NamedTuple):
-    """One line of the totals: what, how much, and over what (or why it is not measurable)."""
+class Metric(NamedTuple):
+    """One line of the totals: its name, its value, and its basis or why it is not measurable."""
 
     name: str
     value: str
-    over: str
+    basis: str
 
 
-def figures(report: Report) -> list[Figure]:
-    """Return the totals of a report, in the order in which they are read."""
-    totals, episodes = report.totals, report.episodes
-    told = f"{totals.truth_known} of {totals.episodes} episodes with known truth"
-    both = [e for e in episodes if e.truth_known and None not in (e.detected, e.true_success)]
-    detected = sum(episode.detected is not None for episode in episodes)
-    ordered = sum(not math.isnan(episode.value_order) for episode in episodes)
-    untold = "the environment tells no success"
-
-    def needs(what: str) -> str:
-        return what if totals.truth_known else untold
-
+def list_metrics(report: Report) -> list[Metric]:
+    """Return the totals of a report, in reading order."""
+    totals = report.totals
     return [
-        Figure("episodes", str(totals.episodes), f"{totals.mean_steps:.1f} steps on average"),
-        _figure(
+        Metric("episodes", str(totals.episodes), f"{totals.mean_steps:.1f} steps on average"),
+        *_detector_metrics(report),
+        *_delay_metrics(report),
+        *_order_metrics(report),
+        *_reward_metrics(report),
+        _metric(
+            "env steps per second",
+            report.steps_per_second,
+            f"{report.env_steps} steps in {report.seconds:.1f} s, with the policy's time",
+            form=".0f",
+        ),
+        _metric(
+            "env steps per second without the model",
+            report.steps_per_second_without_model,
+            f"the model took {report.model_seconds:.1f} s",
+            form=".0f",
+        ),
+    ]
+
+
+def _detector_metrics(report: Report) -> list[Metric]:
+    totals = report.totals
+    known = f"{totals.truth_known} of {totals.episodes} episodes with known truth"
+    detected = sum(trace.detected_step is not None for trace in report.episodes)
+    rows = [
+        ("success rate, by the environment", totals.true_success_rate, ""),
+        ("precision of the detector", totals.precision, "nothing detected"),
+        ("recall of the detector", totals.recall, "no true success"),
+        ("F1 of the detector", totals.f1, "no success, and none detected"),
+        ("false-success rate", totals.false_success_rate, "no failure"),
+    ]
+    return [
+        _metric(
             "success rate, by the model",
             totals.detected_success_rate,
             f"detected in {detected} of {totals.episodes} episodes",
         ),
-        _figure("success rate, by the environment", totals.true_success_rate, told, untold),
-        _figure("precision of the detector", totals.precision, told, needs("nothing detected")),
-        _figure("recall of the detector", totals.recall, told, needs("no true success")),
-        _figure("F1 of the detector", totals.f1, told, needs("no success, and none detected")),
-        _figure("false-success rate", totals.false_success_rate, told, needs("no failure")),
-        *(
-            _figure(
-                f"steps from true to detected success, {name}",
-                value,
-                f"episodes with both: {len(both)}",
-                needs("no true success was detected"),
-                "+.1f",
-            )
-            for name, value in (("mean", totals.delay_mean), ("median", totals.delay_median))
-        ),
-        *(
-            _figure(
-                name,
-                value,
-                f"successful episodes: {ordered}",
-                "no success with two predictions before it",
-                "+.3f",
-            )
-            for name, value in (
-                ("value-order correlation", totals.value_order),
-                ("value-order correlation of a clock", totals.clock_order),
-            )
-        ),
-        _figure(
-            "Kendall's tau-a, paid and env return",
-            totals.return_order,
-            f"{totals.episodes} episodes",
-            "the env returns do not differ",
-            "+.3f",
-        ),
-        _figure("paid, mean", totals.mean_paid, f"{totals.episodes} episodes", "", "+.3f"),
-        _figure(
-            "env return, mean",
-            totals.mean_env_return,
-            f"{totals.episodes} episodes",
-            "the environment's rewards are not finite",
-            "+.3f",
-        ),
-        _figure(
-            "env steps per second",
-            report.steps_per_second,
-            f"{report.env_steps} steps in {report.seconds:.1f} s, the policy's among them",
-            "",
-            ".0f",
-        ),
-        _figure(
-            "env steps per second without the model",
-            report.steps_per_second_without_model,
-            f"the model took {report.model_seconds:.1f} s",
-            "",
-            ".0f",
-        ),
+        *(_metric(name, value, known, _reason(report, lacks)) for name, value, lacks in rows),
     ]
+
+
+def _delay_metrics(report: Report) -> list[Metric]:
+    both = [
+        trace
+        for trace in report.episodes
+        if trace.truth_known and None not in (trace.detected_step, trace.true_success_step)
+    ]
+    return [
+        _metric(
+            f"steps from true to detected success, {name}",
+            value,
+            f"episodes with both: {len(both)}",
+            _reason(report, "no true success was detected"),
+            "+.1f",
+        )
+        for name, value in (
+            ("mean", report.totals.delay_mean),
+            ("median", report.totals.delay_median),
+        )
+    ]
+
+
+def _order_metrics(report: Report) -> list[Metric]:
+    totals = report.totals
+    measured = sum(not math.isnan(value_order(trace)) for trace in report.episodes)
+    basis, lacks = f"successful episodes: {measured}", "no success with two predictions before it"
+    return [
+        _metric("value-order correlation", totals.value_order, basis, lacks, "+.3f"),
+        _metric("value-order correlation of a clock", totals.clock_order, basis, lacks, "+.3f"),
+    ]
+
+
+def _reward_metrics(report: Report) -> list[Metric]:
+    totals = report.totals
+    basis = f"{totals.episodes} episodes"
+    rows = [
+        (
+            "Kendall's tau-a, return and env return",
+            totals.return_order,
+            "the env returns do not differ",
+        ),
+        ("return, mean", totals.mean_return, "the rewards are not finite"),
+        ("env return, mean", totals.mean_env_return, "the environment's rewards are not finite"),
+    ]
+    return [_metric(name, value, basis, lacks, "+.3f") for name, value, lacks in rows]
+
+
+def _reason(report: Report, lacks: str) -> str:
+    """Return why a comparison with the truth cannot be made."""
+    return lacks if report.totals.truth_known else "the environment reports no success"
 
 
 def markdown(report: Report) -> str:
@@ -129,18 +149,20 @@ def markdown(report: Report) -> str:
         "settings": ", ".join(f"{k} {_cell(str(v))}" for k, v in vars(settings).items()),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
-    rows = [_episode(number, episode) for number, episode in enumerate(report.episodes)]
-    for row, episode, number in zip(rows, report.episodes, range(len(rows)), strict=True):
+    rows = []
+    for number, trace in enumerate(report.episodes):
         stem = file_stem(number)
-        pictures = f"[picture]({stem}.png), [video]({stem}.mp4)"
-        row.append(pictures if episode.scores is not None else "every prediction failed")
+        shown = f"[plot]({stem}.png), [video]({stem}.mp4)"
+        rows.append(
+            [*_row(number, trace), shown if len(trace.progress) else "every prediction failed"]
+        )
     parts = [
         "# Evaluation",
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
-        _markdown_table(("figure", "value", "over"), [list(f) for f in figures(report)]),
+        _markdown_table(("metric", "value", "over"), [list(m) for m in list_metrics(report)]),
         "## Episodes",
         "`detected` is the detector's step, `true success` the first at which the environment "
-        "told it; VOC is Spearman's correlation of progress with time up to the success.",
+        "reported it; VOC is Spearman's correlation of progress with time up to the success.",
         _markdown_table((*_COLUMNS, "shown in"), rows),
     ]
     return "\n\n".join(parts) + "\n"
@@ -148,10 +170,10 @@ def markdown(report: Report) -> str:
 
 def plain_text(report: Report) -> str:
     """Return the totals and the first episodes as text for a terminal."""
-    totals = figures(report)
-    wide = max(len(figure.name) for figure in totals)
-    lines = [f"{name:<{wide}} {value:>7}  {over}" for name, value, over in totals]
-    rows = [_episode(number, e) for number, e in enumerate(report.episodes[:_SHOWN])]
+    metrics = list_metrics(report)
+    widest = max(len(metric.name) for metric in metrics)
+    lines = [f"{name:<{widest}} {value:>7}  {basis}" for name, value, basis in metrics]
+    rows = [_row(number, trace) for number, trace in enumerate(report.episodes[:_MAX_ROWS])]
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
     table = [
         "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
@@ -161,44 +183,46 @@ def plain_text(report: Report) -> str:
     return "\n".join([*lines, "", *table, *[f"... and {more} more"] * (more > 0)])
 
 
-def headline(number: int, episode: EvaluatedEpisode) -> str:
-    """Return what stands above the picture of an episode."""
-    where = "" if episode.seed is None else f" (seed {episode.seed})"
-    truth = "true success not told"
-    if episode.truth_known:
-        at = episode.true_success
+def headline(number: int, trace: EpisodeTrace) -> str:
+    """Return the title of an episode's plot."""
+    seed = "" if trace.seed is None else f" (seed {trace.seed})"
+    truth = "true success unknown"
+    if trace.truth_known:
+        at = trace.true_success_step
         truth = "no true success" if at is None else f"true success at {at}"
-    detected = "none detected" if episode.detected is None else f"detected at {episode.detected}"
+    at = trace.detected_step
+    detected = "none detected" if at is None else f"detected at {at}"
     return (
-        f"episode {number}{where}: {episode.steps} steps, paid {episode.paid:+.3f}; "
+        f"episode {number}{seed}: {trace.num_steps} steps, return {trace.episode_return:+.3f}; "
         f"{truth}, {detected}"
     )
 
 
 def file_stem(number: int) -> str:
-    """Return what the files of an episode are called, without their suffix."""
+    """Return the name of an episode's files, without their suffix."""
     return f"episode-{number:03d}"
 
 
-def _episode(number: int, episode: EvaluatedEpisode) -> list[str]:
-    unknown = "no" if episode.truth_known else "not told"
+def _row(number: int, trace: EpisodeTrace) -> list[str]:
+    no_truth = "no" if trace.truth_known else "unknown"
     return [
         str(number),
-        str(episode.env),
-        "-" if episode.seed is None else str(episode.seed),
-        str(episode.steps),
-        f"{episode.paid:+.3f}",
-        f"{episode.env_return:+.3f}",
-        _number(episode.final_progress, ".3f"),
-        "no" if episode.detected is None else str(episode.detected),
-        unknown if episode.true_success is None else str(episode.true_success),
-        _number(episode.value_order, "+.2f"),
+        str(trace.env),
+        "-" if trace.seed is None else str(trace.seed),
+        str(trace.num_steps),
+        f"{trace.episode_return:+.3f}",
+        f"{trace.env_return:+.3f}",
+        _number(trace.final_progress, ".3f"),
+        "no" if trace.detected_step is None else str(trace.detected_step),
+        no_truth if trace.true_success_step is None else str(trace.true_success_step),
+        _number(value_order(trace), "+.2f"),
     ]
 
 
-def _figure(name: str, value: float, over: str, otherwise: str = "", form: str = ".3f") -> Figure:
+def _metric(name: str, value: float, basis: str, reason: str = "", form: str = ".3f") -> Metric:
+    """Return a line of the totals; `reason` is given where the value is not finite."""
     measured = math.isfinite(value)
-    return Figure(name, _number(value, form), over if measured else f"not measurable: {otherwise}")
+    return Metric(name, _number(value, form), basis if measured else f"not measurable: {reason}")
 
 
 def _number(value: float, form: str) -> str:
@@ -211,5 +235,5 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A bar in a task would begin a new column, a line break a new row."""
+    """Return text for one cell: a bar would begin a new column, a line break a new row."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -5,7 +5,6 @@ Knows nothing of environments: a tracker's events and outcomes say everything.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +25,9 @@ __all__ = ["RecordTraces", "TraceRecorder"]
 class TraceRecorder:
     """Builds an EpisodeTrace of each episode of a tracker, while it is open.
 
-    A context manager: it listens from `__enter__` to `__exit__`. An episode that was running
+    A context manager: it listens from `__enter__` to `__exit__`. An episode that had made steps
     before is left out; one that is still running at the end, or is cut by a reset, is passed on
-    as it is (`EpisodeTrace.ended` is False).
+    as it is (`EpisodeTrace.ended` is False), unless it has made no step.
 
     Args:
         tracker: of a reward wrapper.
@@ -47,12 +46,14 @@ class TraceRecorder:
         self.tracker = tracker
         self.seconds = 0.0
         """How long the reward model has taken so far."""
+        self.steps = 0
+        """How many steps all environments have made so far."""
         self._on_episode = on_episode
         self._frames = frames
         self._running: dict[int, _Builder] = {}
 
     def __enter__(self) -> Self:
-        self.tracker.listeners.append(self)
+        self.open()
         return self
 
     def __exit__(
@@ -62,6 +63,12 @@ class TraceRecorder:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Begin to listen, as `__enter__` does."""
+        self.tracker.listeners.append(self)
+        for start in self.tracker.new_starts():
+            self._running[start.event.env] = _Builder(start, self._frames)
 
     def close(self) -> None:
         """Stop listening, and pass on the episodes that are still running."""
@@ -78,12 +85,14 @@ class TraceRecorder:
             if isinstance(each.event, Start):
                 self._finish(env)
                 self._running[env] = _Builder(each, self._frames)
-            elif env in self._running and self._running[env].add(each):
+                continue
+            self.steps += 1
+            if env in self._running and self._running[env].add(each):
                 self._finish(env)
 
     def _finish(self, env: int) -> None:
         builder = self._running.pop(env, None)
-        if builder is not None:
+        if builder is not None and builder.steps:
             settings, name = self.tracker.settings, model_name(self.tracker.reward_model)
             self._on_episode(builder.build(settings, name))
 
@@ -96,7 +105,7 @@ class _Builder:
         self._env, self._episode, self._task = start.event.env, start.episode, start.event.task
         self._keep = keep
         self._predictions: list[TracePrediction] = []
-        self._steps: list[TraceStep] = []
+        self.steps: list[TraceStep] = []
         self._frames: list[Frame] = []
         self._frame_steps: list[int] = []
         self._detected: int | None = None
@@ -106,7 +115,7 @@ class _Builder:
         """Add a step; return whether it was the last."""
         event, outcome = settled.event, settled.outcome
         assert not isinstance(event, Start)
-        self._steps.append(
+        self.steps.append(
             TraceStep(
                 event.reward,
                 outcome.reward,
@@ -117,7 +126,7 @@ class _Builder:
             )
         )
         if self._detected is None and outcome.info["robometer/success"]:
-            self._detected = len(self._steps)
+            self._detected = len(self.steps)
         self._add_prediction(settled)
         return outcome.terminated or event.truncated
 
@@ -125,7 +134,7 @@ class _Builder:
         clips, predictions = settled.clips, settled.predictions
         if not clips:
             return
-        step = len(self._steps)
+        step = len(self.steps)
         by_camera = None
         if predictions is not None:
             names = [_camera_of(clip.stream) for clip in clips]
@@ -141,7 +150,7 @@ class _Builder:
         return EpisodeTrace(
             task=self._task,
             predictions=tuple(self._predictions),
-            steps=tuple(self._steps),
+            steps=tuple(self.steps),
             settings=settings,
             detected_step=self._detected,
             env=self._env,
@@ -196,7 +205,7 @@ class RecordTraces(TraceRecorder):
         self._file = path.open("a", encoding="utf-8")
 
     def _write(self, trace: EpisodeTrace) -> None:
-        self._file.write(json.dumps(trace.to_dict(), allow_nan=False) + "\n")
+        self._file.write(trace.to_json() + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -228,6 +228,10 @@ class EpisodeTrace:
             },
         }
 
+    def to_json(self) -> str:
+        """Return `to_dict` as one line of JSON, without a line break."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EpisodeTrace:
         """Return the trace that `to_dict` has described.
@@ -264,7 +268,7 @@ class EpisodeTrace:
 
 def write_traces(path: str | os.PathLike[str], traces: Sequence[EpisodeTrace]) -> None:
     """Write traces to a file, one JSON line each; an existing file is replaced."""
-    lines = [json.dumps(trace.to_dict(), allow_nan=False) + "\n" for trace in traces]
+    lines = [trace.to_json() + "\n" for trace in traces]
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 

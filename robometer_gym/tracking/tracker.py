@@ -56,6 +56,7 @@ class _Episode:
         self.steps = 0
         self.latest: _MeanPrediction | None = None
         self.detector = settings.new_detector()
+        self.start: Settled | None = None  # kept until the first step is settled
         self.histories = {camera: settings.new_history() for camera in start.frames}
         self.streams = {camera: Stream(start.env, number, camera) for camera in start.frames}
         self.append(start.frames)
@@ -152,6 +153,18 @@ class EpisodeTracker:
     def episode(self, env: int) -> int:
         """Return the number of the latest episode of `env`, from 0: `Stream.episode`."""
         return self._episodes[env].number
+
+    def steps(self, env: int) -> int:
+        """Return how many steps the latest episode of `env` has made so far."""
+        return self._episodes[env].steps
+
+    def new_starts(self) -> list[Settled]:
+        """Return the settled starts of episodes that have made no step yet.
+
+        A listener that is added after a reset takes these up, and so misses nothing.
+        """
+        starts = (episode.start for episode in self._episodes if episode.running)
+        return [start for start in starts if start is not None]
 
     def reports_success(self, env: int) -> bool:
         """Return whether `env` has ever reported success itself; else `is_success` is ours."""
@@ -265,22 +278,33 @@ class EpisodeTracker:
                 outcomes.append(Outcome(0.0, False, self._begin(episode, mean)))
             else:
                 outcomes.append(self._compute_outcome(event, episode, mean))
-        if self.listeners:
-            numbers = [episode.number for episode in pending.episodes]
-            settled = [
-                Settled(*each)
-                for each in zip(
-                    pending.events,
-                    outcomes,
-                    numbers,
-                    pending.clips_by_event,
-                    predictions,
-                    strict=True,
-                )
-            ]
-            for listener in list(self.listeners):
-                listener(settled, seconds)
+        self._notify(pending, outcomes, predictions, seconds)
         return outcomes
+
+    def _notify(
+        self,
+        pending: Pending,
+        outcomes: Sequence[Outcome],
+        predictions: Sequence[Sequence[Prediction] | None],
+        seconds: float,
+    ) -> None:
+        settled = []
+        for event, outcome, episode, clips, checked in zip(
+            pending.events,
+            outcomes,
+            pending.episodes,
+            pending.clips_by_event,
+            predictions,
+            strict=True,
+        ):
+            starts = isinstance(event, Start)
+            episode.start = None
+            if starts or self.listeners:
+                settled.append(Settled(event, outcome, episode.number, clips, checked))
+            if starts and episode.running:
+                episode.start = settled[-1]
+        for listener in list(self.listeners):
+            listener(settled, seconds)
 
     def discard(self, pending: Pending) -> None:
         """Give up observed events: episodes that began with them have not begun."""
@@ -396,6 +420,7 @@ class EpisodeTracker:
     def _release(self, episode: _Episode) -> None:
         """End an episode, and let a model that keeps its streams release them."""
         episode.running = False
+        episode.start = None
         streams, episode.streams, episode.histories = episode.streams, {}, {}
         if isinstance(self.reward_model, ReleasesStreams):
             for stream in streams.values():

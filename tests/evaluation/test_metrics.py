@@ -1,4 +1,4 @@
-"""Numbers that say how good a reward model is."""
+"""Metrics of a reward model, against independent computations."""
 
 import math
 import statistics
@@ -67,20 +67,20 @@ def test_the_voc_of_an_episode(progress, expected):
 
 @given(st.lists(numbers, min_size=2, max_size=12))
 def test_the_voc_is_the_correlation_of_ranks(progress):
-    """Ties, which a model that answers in bins has often, would be ranked by their place."""
-    said = value_order_correlation(progress)
-    assert -1.0 <= said <= 1.0
+    """Ties, frequent in a model that predicts bins, would be ranked by their place."""
+    correlation = value_order_correlation(progress)
+    assert -1.0 <= correlation <= 1.0
     if len(set(progress)) > 1:
         expected = statistics.correlation(ranks(progress), list(range(len(progress))))
-        assert said == pytest.approx(expected, abs=1e-9)
+        assert correlation == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.lists(tied, min_size=2, max_size=12))
 def test_the_voc_sees_nothing_but_the_order(progress):
     """Models on other scales (percent, steps to go) could not be compared with ours."""
-    said = value_order_correlation(progress)
-    assert value_order_correlation(np.exp(progress)) == pytest.approx(said, abs=1e-12)
-    assert value_order_correlation(progress[::-1]) == pytest.approx(-said, abs=1e-12)
+    order = value_order_correlation(progress)
+    assert value_order_correlation(np.exp(progress)) == pytest.approx(order, abs=1e-12)
+    assert value_order_correlation(progress[::-1]) == pytest.approx(-order, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -106,26 +106,30 @@ def test_the_paper_measures_a_line_and_voc_an_order():
 
 @given(pairs_of(tied))
 def test_the_correlation_is_pearsons(pair):
-    """A slip of algebra would be found by nobody, as the number looks like one."""
+    """A slip of algebra would stay unnoticed, as the number looks plausible."""
     a, b = pair
-    said = progress_correlation(a, b)
-    assert -1.0 <= said <= 1.0
+    correlation = progress_correlation(a, b)
+    assert -1.0 <= correlation <= 1.0
     if len(set(a)) > 1 and len(set(b)) > 1:
-        assert said == pytest.approx(statistics.correlation(a, b), abs=1e-9)
+        assert correlation == pytest.approx(statistics.correlation(a, b), abs=1e-9)
 
 
 @given(st.lists(tied, min_size=2, max_size=9).filter(lambda v: len(set(v)) > 1), numbers)
 def test_the_scale_of_progress_does_not_matter(values, shift):
-    """A model that answers in percent, or hardly above zero, would get another number."""
+    """A model that predicts percent, or hardly above zero, would get another number."""
     target = list(range(len(values)))
-    said = progress_correlation(values, target)
+    correlation = progress_correlation(values, target)
     for scale in (1e-200, 1e-3, 100.0):
-        assert progress_correlation(np.multiply(values, scale), target) == pytest.approx(said)
-    assert progress_correlation(np.add(values, shift), target) == pytest.approx(said, abs=1e-6)
+        assert progress_correlation(np.multiply(values, scale), target) == pytest.approx(
+            correlation
+        )
+    assert progress_correlation(np.add(values, shift), target) == pytest.approx(
+        correlation, abs=1e-6
+    )
 
 
 def test_rounding_does_not_leave_the_range():
-    """A correlation of -1.0000000000000002 would fail whoever takes its arc cosine or plots it."""
+    """A correlation of -1.0000000000000002 would break the arc cosine, or the axis of a plot."""
     assert progress_correlation([-5.0, -4.0, 6.0], [5.0, 4.0, -6.0]) == -1.0
 
 
@@ -201,7 +205,7 @@ def test_the_ranking_of_thousands_of_episodes_is_not_enumerated():
 
 
 def test_a_dictionary_gives_its_values():
-    """What the docstring says to do would fail."""
+    """The usage in the docstring would fail."""
     assert policy_ranking({"failure": [0.1], "successful": [0.9]}.values()) == 1.0
 
 
@@ -242,7 +246,7 @@ def test_failures_are_found_as_successes_are(pair):
 
 
 def test_what_was_not_there_to_be_measured_is_nan():
-    """A model would be called perfect, or useless, by episodes that say nothing about it."""
+    """A model would be called perfect, or useless, by episodes without any information."""
     none = detection([False, False], [False, False])
     assert math.isnan(none.precision)
     assert math.isnan(none.recall)
@@ -254,7 +258,7 @@ def test_what_was_not_there_to_be_measured_is_nan():
 
 
 def test_finding_nothing_is_a_zero():
-    """A model that never says "done" would be left out of a table instead of being the worst."""
+    """A model that never detects success would be left out of a table, not be the worst."""
     silent = detection([False, False], [True, False])
     assert (silent.recall, silent.f1) == (0.0, 0.0)
     assert math.isnan(silent.precision)
@@ -305,15 +309,15 @@ def test_more_than_a_half_says_a(probability, a_is_better, right):
 
 
 def test_preference_accuracy_is_a_share():
-    """The count of right answers would be reported, or that of the wrong ones."""
+    """The count of right predictions would be reported, or that of the wrong ones."""
     assert preference_accuracy([0.9, 0.2, 0.5, 0.7], [True, False, False, False]) == 0.75
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 1.0), flags), min_size=1, max_size=12))
 def test_preference_accuracy_is_that_of_the_decisions(pairs):
-    """Some mixture of probabilities and answers would be counted wrongly."""
+    """Some mixture of probabilities and labels would be counted wrongly."""
     probabilities, better = zip(*pairs, strict=True)
-    right = sum((p > 0.5) is answer for p, answer in pairs)
+    right = sum((p > 0.5) is label for p, label in pairs)
     assert preference_accuracy(probabilities, better) == pytest.approx(right / len(pairs))
 
 
@@ -426,7 +430,7 @@ def test_the_margin_needs_each_instruction_with_each_video(shape):
 
 @pytest.mark.parametrize("values", [[-0.1, 0.5], [0.5, 1.1], [-3.0, 2.5]])
 def test_a_preference_is_a_probability(values):
-    """A logit of 0.3 says A and would be counted as B."""
+    """A logit of 0.3 means A and would be counted as B."""
     message = rf"^probabilities must be in \[0, 1\], got values from {values[0]:g} to {values[1]:g}"
     with pytest.raises(ValueError, match=message + r"\. Are they logits\?"):
         preference_accuracy(values, YES)

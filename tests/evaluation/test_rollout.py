@@ -1,4 +1,4 @@
-"""`evaluate`: whose episodes are counted, with what truth, and in every kind of environment."""
+"""evaluate: which episodes count, with which truth, in every kind of environment."""
 
 import math
 import subprocess
@@ -13,17 +13,18 @@ from gymnasium.vector import AutoresetMode
 
 from robometer_gym import Prediction, RobometerRewardWrapper
 from robometer_gym.envs import ENV_ID, TASKS, TabletopReachEnv
-from robometer_gym.evaluation import evaluate
+from robometer_gym.evaluation import evaluate, value_order
+from robometer_gym.evaluation.report import trace_to_dict
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 
 TASK = "push the block"
 
-# One line per episode: the step from which the environment tells success, and the step at which
-# the model sees it (a prediction each 5 steps, one vote of one); episodes have 20 steps.
+# Per episode: the step from which the environment reports success, and the step at which the model
+# detects it (a prediction every 5 steps, one vote of one); episodes have 20 steps.
 DONE_AT = (3, 7, None, 12, None, None, 20, None)
-SEEN_AT = (5, 15, 10, None, None, None, 20, 20)
-# On paper: both in 0, 1 and 6, seen only in 2 and 7, done only in 3, neither in 4 and 5.
-ON_PAPER = {
+DETECTED_AT = (5, 15, 10, None, None, None, 20, 20)
+# By hand: both in 0, 1 and 6, only detected in 2 and 7, only true in 3, neither in 4 and 5.
+BY_HAND = {
     "episodes": 8,
     "truth_known": 8,
     "detected_success_rate": 5 / 8,
@@ -35,14 +36,14 @@ ON_PAPER = {
     "delay_mean": (2 + 8 + 0) / 3,
     "delay_median": 2,
     "mean_steps": (5 + 15 + 10 + 20 + 20 + 20 + 20 + 20) / 8,
-    # The environment pays k at step k: 15, 120, 55 and five times 210.
+    # The environment's own reward at step k is k: 15, 120, 55 and five times 210.
     "mean_env_return": (15 + 120 + 55 + 5 * 210) / 8,
 }
 ONE_VOTE = {"success_votes": 1, "success_window": 1}
 
 
 class DoneAt(CountingEnv):
-    """Tells success from a given step of each episode on, and what it was reset with."""
+    """Reports success from a given step of each episode on, and keeps its seeds."""
 
     def __init__(self, done_at=DONE_AT, **kwargs) -> None:
         super().__init__(**{"lengths": [20], **kwargs})
@@ -60,11 +61,11 @@ class DoneAt(CountingEnv):
         return observation, reward, terminated, truncated, info
 
 
-def sees(seen_at=SEEN_AT) -> ScriptedRewardModel:
-    """A model whose progress is step / 20, and which sees success from a step on."""
+def detects(detected_at=DETECTED_AT) -> ScriptedRewardModel:
+    """Return a model of progress step / 20, which detects success from a step on."""
 
     def success(clip):
-        at = seen_at[clip.stream.episode % len(seen_at)]
+        at = detected_at[clip.stream.episode % len(detected_at)]
         return 0.9 if at is not None and clip.steps[-1] >= at else 0.1
 
     return ScriptedRewardModel(progress=lambda clip: clip.steps[-1] / 20, success=success)
@@ -96,47 +97,52 @@ KINDS = {
 
 
 def rows(report) -> list[dict[str, Any]]:
-    """Everything but the seed, which only a scalar environment knows of each episode."""
-    dropped = [{k: v for k, v in e.to_dict().items() if k != "seed"} for e in report.episodes]
-    for row in dropped:
-        row["paid"] = pytest.approx(row["paid"], abs=1e-6)
-    return dropped
+    """Return everything but the seed, which only a scalar environment has for each episode."""
+    kept = [{k: v for k, v in trace_to_dict(e).items() if k != "seed"} for e in report.episodes]
+    for row in kept:
+        row["return"] = pytest.approx(row["return"], abs=1e-6)
+    return kept
 
 
-# --- figures ---
+# --- metrics ---
 
 
-def test_figures_are_those_on_paper():
-    """A user would trust a detector that is worse than its figures, or pay for nothing."""
-    report = evaluate(scalar(DoneAt(), sees(), **ONE_VOTE), "random", episodes=8)
-    for name, value in ON_PAPER.items():
+def test_metrics_equal_those_computed_by_hand():
+    """A user would trust a detector that is worse than its metrics."""
+    report = evaluate(scalar(DoneAt(), detects(), **ONE_VOTE), "random", episodes=8)
+    for name, value in BY_HAND.items():
         assert getattr(report.totals, name) == pytest.approx(value), name
-    assert [e.detected for e in report.episodes] == list(SEEN_AT)
-    assert [e.true_success for e in report.episodes] == list(DONE_AT)
-    assert [e.steps for e in report.episodes] == [5, 15, 10, 20, 20, 20, 20, 20]
-    assert [e.paid for e in report.episodes] == pytest.approx([0.25, 0.75, 0.5, 1, 1, 1, 1, 1])
+    assert [e.detected_step for e in report.episodes] == list(DETECTED_AT)
+    assert [e.true_success_step for e in report.episodes] == list(DONE_AT)
+    assert [e.num_steps for e in report.episodes] == [5, 15, 10, 20, 20, 20, 20, 20]
+    assert [e.episode_return for e in report.episodes] == pytest.approx(
+        [0.25, 0.75, 0.5, 1, 1, 1, 1, 1]
+    )
     assert [e.final_progress for e in report.episodes] == pytest.approx(
         [0.25, 0.75, 0.5, 1, 1, 1, 1, 1]
     )
     assert report.env_steps == 130
 
 
-def test_figures_of_an_expert_are_those_of_a_plain_loop():
-    """What is reported of a policy would not be what it does in the environment."""
-    seeds, at = range(40, 46), 45  # the model sees success from step 40 on: two votes, at 40 and 45
-    # By hand, without anything of ours but the environment itself.
+def test_metrics_of_an_expert_equal_those_of_a_plain_loop():
+    """The report of a policy would differ from its actions in the environment."""
+    seeds, at = (
+        range(40, 46),
+        45,
+    )  # the model detects success from step 40 on: two votes, at 40 and 45
+    # By hand, with nothing but the environment itself.
     bare = TabletopReachEnv(task=TASKS[1], terminate_on_success=False)
     true, returns = [], []
     for seed in seeds:
         bare.reset(seed=seed)
-        told = [bare.step(bare.expert_action()) for _ in range(at)]
-        true.append(next((k for k, t in enumerate(told, 1) if t[4]["is_success"]), None))
-        returns.append(sum(t[1] for t in told))
+        steps = [bare.step(bare.expert_action()) for _ in range(at)]
+        true.append(next((k for k, step in enumerate(steps, 1) if step[4]["is_success"]), None))
+        returns.append(sum(step[1] for step in steps))
     early = [step for step in true if step is not None]
-    assert 0 < len(early) < len(seeds), "All or none succeed: the figures would say little."
-    paid = [0.45 * share for share in (1, 0.5, 0.25, 1, 0.5, 0.25)]
+    assert 0 < len(early) < len(seeds), "All or none succeed: the metrics would mean little."
+    ours = [0.45 * share for share in (1, 0.5, 0.25, 1, 0.5, 0.25)]
     pairs = list(combinations(range(len(seeds)), 2))
-    tau = sum(np.sign(paid[a] - paid[b]) * np.sign(returns[a] - returns[b]) for a, b in pairs)
+    tau = sum(np.sign(ours[a] - ours[b]) * np.sign(returns[a] - returns[b]) for a, b in pairs)
 
     def progress(clip):
         return clip.steps[-1] / 100 / 2 ** (clip.stream.episode % 3)
@@ -151,9 +157,9 @@ def test_figures_of_an_expert_are_those_of_a_plain_loop():
         seed=40,
     )
     assert [e.seed for e in report.episodes] == list(seeds)
-    assert [e.true_success for e in report.episodes] == true
+    assert [e.true_success_step for e in report.episodes] == true
     assert [e.env_return for e in report.episodes] == returns
-    assert [e.paid for e in report.episodes] == pytest.approx(paid)
+    assert [e.episode_return for e in report.episodes] == pytest.approx(ours)
     totals = report.totals
     assert totals.true_success_rate == len(early) / len(seeds)
     assert totals.precision == len(early) / len(seeds)
@@ -167,7 +173,7 @@ def test_figures_of_an_expert_are_those_of_a_plain_loop():
 
 
 def test_value_order_ends_with_the_success():
-    """An expert who rests after success would look as though the model had lost count."""
+    """An expert that rests after success would look as if the model had lost count."""
     env = scalar(
         DoneAt(done_at=(12,)),
         ScriptedRewardModel(
@@ -176,18 +182,18 @@ def test_value_order_ends_with_the_success():
         predict_every=1,
     )
     (episode,) = evaluate(env, "random", episodes=1).episodes
-    assert episode.value_order == 1
-    failed = evaluate(scalar(DoneAt(done_at=(None,)), sees()), "random", episodes=1)
+    assert value_order(episode) == 1
+    failed = evaluate(scalar(DoneAt(done_at=(None,)), detects()), "random", episodes=1)
     assert math.isnan(failed.totals.value_order)
 
 
 def test_a_detected_success_may_leave_the_episode_running():
     """A detection would be dated to the end of the episode, and look late."""
-    env = scalar(DoneAt(), sees(), terminate_on_success=False, **ONE_VOTE)
+    env = scalar(DoneAt(), detects(), terminate_on_success=False, **ONE_VOTE)
     report = evaluate(env, "random", episodes=8)
-    assert [e.steps for e in report.episodes] == [20] * 8
-    assert [e.detected for e in report.episodes] == list(SEEN_AT)
-    assert report.totals.delay_mean == pytest.approx(ON_PAPER["delay_mean"])
+    assert [e.num_steps for e in report.episodes] == [20] * 8
+    assert [e.detected_step for e in report.episodes] == list(DETECTED_AT)
+    assert report.totals.delay_mean == pytest.approx(BY_HAND["delay_mean"])
 
 
 # --- the same in every kind of environment ---
@@ -195,23 +201,23 @@ def test_a_detected_success_may_leave_the_episode_running():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_environment_gives_the_same_rows_in_every_kind(kind):
-    """A reset would be counted as a step, a last info be lost, or a figure depend on the kind."""
-    alone = evaluate(scalar(DoneAt(), sees(), **ONE_VOTE), "random", episodes=8)
-    env = KINDS[kind](DoneAt, sees(), 1, **ONE_VOTE)
+    """A reset would count as a step, a last info be lost, or a metric depend on the kind."""
+    alone = evaluate(scalar(DoneAt(), detects(), **ONE_VOTE), "random", episodes=8)
+    env = KINDS[kind](DoneAt, detects(), 1, **ONE_VOTE)
     report = evaluate(env, "random", episodes=8)
     assert rows(report) == rows(alone)
     assert report.env_steps == alone.env_steps
     assert [len(e.frames) for e in report.episodes] == [len(e.frames) for e in alone.episodes]
-    for name, value in ON_PAPER.items():
+    for name, value in BY_HAND.items():
         assert getattr(report.totals, name) == pytest.approx(value), name
     env.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_environments_give_the_rows_of_each(kind):
-    """Frames or successes of one environment would be told of another."""
-    alone = evaluate(scalar(DoneAt(), sees(), **ONE_VOTE), "random", episodes=4)
-    env = KINDS[kind](DoneAt, sees(), 2, **ONE_VOTE)
+    """Frames or successes of one environment would be attributed to another."""
+    alone = evaluate(scalar(DoneAt(), detects(), **ONE_VOTE), "random", episodes=4)
+    env = KINDS[kind](DoneAt, detects(), 2, **ONE_VOTE)
     report = evaluate(env, "random", episodes=8, seed=5)
     one, two = rows(report)[:4], rows(report)[4:]
     assert [row.pop("env") for row in one + two] == [0] * 4 + [1] * 4
@@ -228,44 +234,44 @@ def in_processes(kind: str, n: int, **settings: Any) -> Any:
         from robometer_gym.wrappers.vector import make_robometer_vec
 
         more: Any = {"vectorization_mode": "async", "vector_kwargs": {"context": "forkserver"}}
-        return make_robometer_vec(DoneAt, TASK, n, sees(), **more, **settings)
+        return make_robometer_vec(DoneAt, TASK, n, detects(), **more, **settings)
     vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
-    return sb3(DoneAt, sees(), n, vec_env_cls=vec_env.SubprocVecEnv, **settings)
+    return sb3(DoneAt, detects(), n, vec_env_cls=vec_env.SubprocVecEnv, **settings)
 
 
 @pytest.mark.usefixtures("no_hanging")
 @pytest.mark.parametrize("kind", ["async", "subproc"])
 def test_environments_in_processes_give_the_rows_of_each(kind):
     """As above, where frames and infos come from other processes."""
-    alone = evaluate(scalar(DoneAt(), sees(), **ONE_VOTE), "random", episodes=4)
+    alone = evaluate(scalar(DoneAt(), detects(), **ONE_VOTE), "random", episodes=4)
     env = in_processes(kind, 2, **ONE_VOTE)
     report = evaluate(env, "random", episodes=8, seed=5)
     env.close()
-    told, one = rows(report), rows(alone)
-    assert [row.pop("env") for row in told] == [0] * 4 + [1] * 4
-    for row in told + one:
-        row["scores"].pop("fps")  # SubprocVecEnv does not say how fast its environments are
-    assert told == [{k: v for k, v in row.items() if k != "env"} for row in one * 2]
+    several, one = rows(report), rows(alone)
+    assert [row.pop("env") for row in several] == [0] * 4 + [1] * 4
+    for row in several + one:
+        row["predictions"].pop("fps")  # SubprocVecEnv does not report the fps of its environments
+    assert several == [{k: v for k, v in row.items() if k != "env"} for row in one * 2]
     assert [e.seed for e in report.episodes] == [5, None, None, None, 6, None, None, None]
-    for seen, expected in zip(report.episodes, [*alone.episodes] * 2, strict=True):
-        assert len(seen.frames) == len(expected.frames)
-        assert CountingEnv.read(seen.frames[-1]) == CountingEnv.read(expected.frames[-1])
+    for found, expected in zip(report.episodes, [*alone.episodes] * 2, strict=True):
+        assert len(found.frames) == len(expected.frames)
+        assert CountingEnv.read(found.frames[-1]) == CountingEnv.read(expected.frames[-1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_short_episodes_are_not_overrepresented(kind):
     """Of a slow and a fast environment only the fast one's episodes would be counted."""
     lengths = iter([[2], [10]])
-    env = KINDS[kind](lambda: CountingEnv(lengths=next(lengths)), sees(), 2)
+    env = KINDS[kind](lambda: CountingEnv(lengths=next(lengths)), detects(), 2)
     report = evaluate(env, "random", episodes=5)
-    assert [(e.env, e.steps) for e in report.episodes] == [(0, 2)] * 2 + [(1, 10)] * 3
+    assert [(e.env, e.num_steps) for e in report.episodes] == [(0, 2)] * 2 + [(1, 10)] * 3
     env.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fewer_episodes_than_environments(kind):
-    """The evaluation would never end, or count more than was asked for."""
-    env = KINDS[kind](lambda: CountingEnv(lengths=[3]), sees(), 3)
+    """The evaluation would never end, or count more episodes than requested."""
+    env = KINDS[kind](lambda: CountingEnv(lengths=[3]), detects(), 3)
     assert len(evaluate(env, "random", episodes=2).episodes) == 2
     env.close()
 
@@ -273,14 +279,14 @@ def test_fewer_episodes_than_environments(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_policy_acts_on_a_batch(kind):
     """A batch of observations would be taken for one, or each environment get the same action."""
-    asked = []
+    actions = []
 
     class Acts(CountingEnv):
         def step(self, action):
-            asked.append(int(action))
+            actions.append(int(action))
             return super().step(action)
 
-    env = KINDS[kind](lambda: Acts(lengths=[3], ends=["truncated"]), sees(), 2)
+    env = KINDS[kind](lambda: Acts(lengths=[3], ends=["truncated"]), detects(), 2)
     shapes = set()
 
     def policy(observation):
@@ -289,8 +295,8 @@ def test_a_policy_acts_on_a_batch(kind):
 
     report = evaluate(env, policy, episodes=2)
     assert shapes == {(2, 1)}
-    assert asked[:6] == [0, 1] * 3
-    assert [e.steps for e in report.episodes] == [3, 3]
+    assert actions[:6] == [0, 1] * 3
+    assert [e.num_steps for e in report.episodes] == [3, 3]
     env.close()
 
 
@@ -301,17 +307,19 @@ def test_sb3_and_its_own_evaluation_agree():
 
     from robometer_gym.sb3 import make_robometer_vec_env
 
-    # Paid by what is to be seen: how light the middle of the frame is.
+    # The reward depends on the frames: how light their middle is.
     model = ScriptedRewardModel(progress=lambda clip: clip.images[-1][32].mean() / 255)
     env = make_robometer_vec_env(ENV_ID, TASKS[0], 2, model, env_kwargs={"task": TASKS[0]})
     agent = PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=0, device="cpu")
     env.seed(7)
-    told: Any = evaluate_policy(agent, env, 4, return_episode_rewards=True)
-    returns, lengths = told
+    by_sb3: Any = evaluate_policy(agent, env, 4, return_episode_rewards=True)
+    returns, lengths = by_sb3
     report = evaluate(env, agent, episodes=4, seed=7)
-    assert sorted(e.paid for e in report.episodes) == pytest.approx(sorted(returns), abs=1e-5)
-    assert sorted(e.steps for e in report.episodes) == sorted(lengths)
-    assert len({round(e.paid, 6) for e in report.episodes}) > 1
+    assert sorted(e.episode_return for e in report.episodes) == pytest.approx(
+        sorted(returns), abs=1e-5
+    )
+    assert sorted(e.num_steps for e in report.episodes) == sorted(lengths)
+    assert len({round(e.episode_return, 6) for e in report.episodes}) > 1
     assert (report.policy, report.env) == ("PPO", ENV_ID)
     assert "stable_baselines3" in report.versions
     env.close()
@@ -321,17 +329,19 @@ def test_sb3_agents_act_in_a_scalar_environment():
     """A saved agent could be evaluated only within a VecEnv."""
     from stable_baselines3 import A2C
 
-    env = scalar(gym.make(ENV_ID, render_mode="rgb_array", max_episode_steps=7), sees())
+    env = scalar(gym.make(ENV_ID, render_mode="rgb_array", max_episode_steps=7), detects())
     report = evaluate(env, A2C("MlpPolicy", env, device="cpu"), episodes=2)
-    assert [e.steps for e in report.episodes] == [7, 7]
+    assert [e.num_steps for e in report.episodes] == [7, 7]
 
 
 # --- truth ---
 
 
-def test_an_environment_that_tells_nothing_has_no_truth():
+def test_an_environment_that_reports_nothing_has_no_truth():
     """The detector would be compared with itself, and be perfect."""
-    report = evaluate(scalar(CountingEnv(lengths=[20]), sees(), **ONE_VOTE), "random", episodes=8)
+    report = evaluate(
+        scalar(CountingEnv(lengths=[20]), detects(), **ONE_VOTE), "random", episodes=8
+    )
     assert [e.truth_known for e in report.episodes] == [False] * 8
     assert report.totals.detected_success_rate == 5 / 8
     for name in ("true_success_rate", "precision", "recall", "f1", "false_success_rate"):
@@ -339,8 +349,8 @@ def test_an_environment_that_tells_nothing_has_no_truth():
     assert report.totals.value_order == 1, "A detected success counts where no truth is known."
 
 
-class TellsLate(CountingEnv):
-    """Tells success only with the last step of its own."""
+class ReportsLate(CountingEnv):
+    """Reports success only with the last step of its own."""
 
     def step(self, action):
         observation, reward, terminated, truncated, info = super().step(action)
@@ -353,22 +363,22 @@ class TellsLate(CountingEnv):
 def test_truth_that_comes_late_is_known_where_it_came(kind):
     """An episode that the model ended would count as a success, or a true end as unknown."""
     make = {"scalar": lambda make, model, n, **s: scalar(make(), model, **s), **KINDS}[kind]
-    model = sees([5, None, None, 10])
-    env = make(lambda: TellsLate(lengths=[20]), model, 1, **ONE_VOTE)
+    model = detects([5, None, None, 10])
+    env = make(lambda: ReportsLate(lengths=[20]), model, 1, **ONE_VOTE)
     report = evaluate(env, "random", episodes=4)
     assert [e.truth_known for e in report.episodes] == [False, True, True, False]
-    assert [e.true_success for e in report.episodes] == [None, 20, None, None]
+    assert [e.true_success_step for e in report.episodes] == [None, 20, None, None]
     env.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_one_environment_tells_is_not_told_of_another(kind):
-    """The end of one episode would be the truth of another, which says nothing yet."""
+def test_truth_of_one_environment_is_not_that_of_another(kind):
+    """The end of one episode would be the truth of another, which has reported nothing yet."""
     lengths = iter([[3], [20]])
-    env = KINDS[kind](lambda: TellsLate(lengths=next(lengths)), sees([5]), 2, **ONE_VOTE)
+    env = KINDS[kind](lambda: ReportsLate(lengths=next(lengths)), detects([5]), 2, **ONE_VOTE)
     ends_itself, is_ended = evaluate(env, "random", episodes=2).episodes
-    assert (ends_itself.steps, ends_itself.truth_known) == (3, True)
-    assert (is_ended.steps, is_ended.truth_known) == (5, False)
+    assert (ends_itself.num_steps, ends_itself.truth_known) == (3, True)
+    assert (is_ended.num_steps, is_ended.truth_known) == (5, False)
     env.close()
 
 
@@ -376,25 +386,25 @@ def test_what_one_environment_tells_is_not_told_of_another(kind):
 
 
 def test_nothing_is_rendered_for_the_evaluation():
-    """Frames would be rendered twice, which in a simulator is what takes the time."""
+    """Frames would be rendered twice, which is the slowest part of many simulators."""
     bare = CountingEnv(lengths=[12])
-    model = sees([None])
+    model = detects([None])
     report = evaluate(scalar(bare, model), "random", episodes=2)
     assert bare.renders == len(model.clips) == 8
     for episode in report.episodes:
-        assert episode.scores is not None
-        assert episode.scores.frame_indices.tolist() == [0, 5, 10, 12]
+        assert episode.prediction_steps.tolist() == [0, 5, 10, 12]
         assert [CountingEnv.read(f)["step"] for f in episode.frames] == [0, 5, 10, 12]
-        assert episode.scores.progress == pytest.approx([0, 0.25, 0.5, 0.6])
-        assert episode.scores.fps == 10
-    seen = [CountingEnv.read(e.frames[0])["episode"] for e in report.episodes]
-    assert seen == [0, 1]
+        assert episode.frame_steps == (0, 5, 10, 12)
+        assert episode.progress == pytest.approx([0, 0.25, 0.5, 0.6])
+        assert episode.fps == 10
+    shown = [CountingEnv.read(e.frames[0])["episode"] for e in report.episodes]
+    assert shown == [0, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_are_those_of_their_episode(kind):
-    """The picture of a failure would show the next episode's start."""
-    env = KINDS[kind](lambda: CountingEnv(lengths=[12, 3]), sees([None]), 2)
+    """The plot of a failure would show the next episode's start."""
+    env = KINDS[kind](lambda: CountingEnv(lengths=[12, 3]), detects([None]), 2)
     for episode, (number, steps) in zip(
         evaluate(env, "random", episodes=4).episodes,
         [(0, [0, 5, 10, 12]), (1, [0, 3])] * 2,
@@ -406,7 +416,7 @@ def test_frames_are_those_of_their_episode(kind):
 
 
 def test_of_several_cameras_the_first_is_shown_and_the_mean_counts():
-    """A picture would show a frame of one camera with the score of another."""
+    """A plot would show a frame of one camera with the predictions of another."""
     camera = {"wrist": "wrist", "scene": "scene"}
     env = scalar(
         CountingEnv(lengths=[5], cameras=["scene", "wrist"]),
@@ -415,8 +425,7 @@ def test_of_several_cameras_the_first_is_shown_and_the_mean_counts():
     )
     (episode,) = evaluate(env, "random", episodes=1).episodes
     assert [CountingEnv.read(frame)["camera"] for frame in episode.frames] == [2, 2]
-    assert episode.scores is not None
-    assert episode.scores.progress.tolist() == [0.5, 0.5]
+    assert episode.progress.tolist() == [0.5, 0.5]
     assert episode.final_progress == 0.5
 
 
@@ -424,9 +433,9 @@ def test_of_several_cameras_the_first_is_shown_and_the_mean_counts():
 
 
 def test_each_episode_has_a_seed_of_its_own():
-    """Episode 3 of a report could not be looked at again."""
+    """Episode 3 of a report could not be repeated."""
     bare = DoneAt()
-    report = evaluate(scalar(bare, sees()), "random", episodes=3, seed=11)
+    report = evaluate(scalar(bare, detects()), "random", episodes=3, seed=11)
     assert bare.seeds == [11, 12, 13] == [e.seed for e in report.episodes]
 
 
@@ -452,11 +461,11 @@ def test_random_is_the_same_every_time_and_leaves_the_environment_alone():
     assert str(env.action_space.np_random.bit_generator.state) == before
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the server is gone"), KeyboardInterrupt()])
-def test_after_an_error_nobody_watches(error):
+def test_after_an_error_no_listener_stays(error):
     """Each Ctrl-C would leave a listener behind that keeps frames for ever."""
     model = ScriptedRewardModel(progress=[0.5, 0.5, 0.5, RuntimeError("the server is gone")])
     env = scalar(CountingEnv(lengths=[6]), model)
@@ -468,7 +477,7 @@ def test_after_an_error_nobody_watches(error):
 
     with pytest.raises(type(error)):
         evaluate(env, policy, episodes=4)
-    assert env.tracker.watchers == []
+    assert env.tracker.listeners == []
 
 
 def test_failed_predictions_are_left_out():
@@ -476,18 +485,17 @@ def test_failed_predictions_are_left_out():
     failed = RuntimeError("busy")
     script: list[float | Exception] = [failed, failed, failed, 0.25, failed, 0.5]
     env = scalar(CountingEnv(lengths=[8]), ScriptedRewardModel(progress=script), on_error="hold")
-    blind, seen = evaluate(env, "random", episodes=2).episodes
-    assert blind.scores is None
+    blind, later = evaluate(env, "random", episodes=2).episodes
+    assert len(blind.progress) == 0
     assert blind.frames == ()
     assert math.isnan(blind.final_progress)
-    assert blind.paid == 0
-    assert seen.scores is not None
-    assert seen.scores.frame_indices.tolist() == [0, 8]
-    assert seen.scores.progress.tolist() == [0.25, 0.5]
-    assert seen.paid == 0.25
+    assert blind.episode_return == 0
+    assert later.prediction_steps.tolist() == [0, 8]
+    assert later.progress.tolist() == [0.25, 0.5]
+    assert later.episode_return == 0.25
 
 
-def test_an_answer_that_is_no_prediction_is_left_out():
+def test_a_response_that_is_no_prediction_is_left_out():
     """A NaN of the model would be drawn, and make every mean a NaN."""
 
     class Sometimes:
@@ -500,8 +508,7 @@ def test_an_answer_that_is_no_prediction_is_left_out():
 
     env = scalar(CountingEnv(lengths=[8]), Sometimes(), on_error="hold")
     (episode,) = evaluate(env, "random", episodes=1).episodes
-    assert episode.scores is not None
-    assert episode.scores.frame_indices.tolist() == [0, 8]
+    assert episode.prediction_steps.tolist() == [0, 8]
 
 
 @pytest.mark.parametrize(
@@ -516,23 +523,23 @@ def test_an_answer_that_is_no_prediction_is_left_out():
 )
 def test_wrong_arguments_are_refused(wrong, message):
     """Nothing would be measured, and a table of nothing be written."""
-    env = scalar(CountingEnv(), sees())
+    env = scalar(CountingEnv(), detects())
     with pytest.raises(ValueError, match=message):
         evaluate(env, **{"policy": "random", **wrong})
-    assert env.tracker.watchers == []
+    assert env.tracker.listeners == []
 
 
 @pytest.mark.parametrize("policy", [None, 3, type("Policy", (), {})])
-def test_what_cannot_act_is_refused(policy):
-    """The error would come from within, after the model was loaded."""
+def test_a_policy_that_cannot_act_is_refused(policy):
+    """The error would come from deep inside, after the model was loaded."""
     with pytest.raises(TypeError, match=r"policy must be a model of Stable-Baselines3, a function"):
-        evaluate(scalar(CountingEnv(), sees()), policy)
+        evaluate(scalar(CountingEnv(), detects()), policy)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_action_for_one_is_no_action_for_many(kind):
-    """All environments would be given the same action, or only the first act at all."""
-    env = KINDS[kind](lambda: CountingEnv(lengths=[3]), sees(), 2)
+def test_an_action_for_one_environment_is_refused_for_many(kind):
+    """All environments would get the same action, or only the first would act."""
+    env = KINDS[kind](lambda: CountingEnv(lengths=[3]), detects(), 2)
     with pytest.raises(
         ValueError, match=r"of shape \(2,\), one action for each of 2 env.*got \(\)"
     ):
@@ -541,13 +548,15 @@ def test_an_action_for_one_is_no_action_for_many(kind):
 
 
 def test_an_environment_without_a_reward_wrapper_is_refused():
-    """The user would not learn what to wrap with what."""
+    """The user would not learn which wrapper is missing, and where."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     with pytest.raises(ValueError, match=r"this CountingEnv.* RobometerRewardWrapper\(env"):
         evaluate(CountingEnv(), "random")
-    inside = lambda: scalar(CountingEnv(), sees())  # noqa: E731
-    with pytest.raises(ValueError, match=r"make_robometer_vec\(.*each of its sub-environments is"):
+    inside = lambda: scalar(CountingEnv(), detects())  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"make_robometer_vec\(.*each of its sub-environments does"
+    ):
         evaluate(gym.vector.SyncVectorEnv([inside]), "random")
     with pytest.raises(ValueError, match=r"make_robometer_vec_env\("):
         evaluate(DummyVecEnv([inside]), "random")
@@ -555,18 +564,18 @@ def test_an_environment_without_a_reward_wrapper_is_refused():
         evaluate("FetchPush-v4", "random")
 
 
-def test_wrappers_outside_are_no_hindrance():
-    """A user who counts or normalises outside could not evaluate."""
+def test_wrappers_outside_do_not_matter():
+    """A user with statistics or normalization outside could not evaluate."""
     from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-    env = gym.wrappers.RecordEpisodeStatistics(scalar(DoneAt(), sees(), **ONE_VOTE))
-    assert evaluate(env, "random", episodes=2).episodes[1].detected == 15
-    venv = VecNormalize(VecMonitor(sb3(DoneAt, sees(), 1, **ONE_VOTE)), training=False)
-    assert evaluate(venv, "random", episodes=2).episodes[1].detected == 15
+    env = gym.wrappers.RecordEpisodeStatistics(scalar(DoneAt(), detects(), **ONE_VOTE))
+    assert evaluate(env, "random", episodes=2).episodes[1].detected_step == 15
+    venv = VecNormalize(VecMonitor(sb3(DoneAt, detects(), 1, **ONE_VOTE)), training=False)
+    assert evaluate(venv, "random", episodes=2).episodes[1].detected_step == 15
 
 
 def test_evaluation_needs_neither_torch_nor_sb3():
-    """Who pays by a server, or has no SB3, could not evaluate."""
+    """A user with a reward server, or without SB3, could not evaluate."""
     program = (
         "import sys; sys.modules['stable_baselines3'] = None; sys.modules['torch'] = None\n"
         "from robometer_gym import RobometerRewardWrapper\n"
@@ -581,13 +590,13 @@ def test_evaluation_needs_neither_torch_nor_sb3():
 
 def test_the_models_time_is_part_of_the_whole():
     """Steps per second without the model would be below those with it."""
-    report = evaluate(scalar(CountingEnv(), sees([None])), "random", episodes=3)
+    report = evaluate(scalar(CountingEnv(), detects([None])), "random", episodes=3)
     assert 0 < report.model_seconds < report.seconds
     assert report.steps_per_second_without_model > report.steps_per_second > 0
 
 
-def test_an_episode_without_an_end_is_told(caplog):
-    """The evaluation would run for ever, and nobody know why."""
+def test_an_episode_without_an_end_is_warned_of(caplog):
+    """The evaluation would run for ever, without a reason."""
     env = scalar(CountingEnv(lengths=[1001]), ScriptedRewardModel(0.5), predict_every=500)
     evaluate(env, "random", episodes=2)
     (record,) = caplog.records
@@ -596,8 +605,8 @@ def test_an_episode_without_an_end_is_told(caplog):
     assert "TimeLimit" in record.message
 
 
-def test_a_long_episode_with_an_end_is_nothing_to_be_told(caplog):
-    """Warnings that mean nothing are not read any more."""
+def test_a_long_episode_with_an_end_is_not_warned_of(caplog):
+    """Warnings that mean nothing are no longer read."""
     env = scalar(CountingEnv(lengths=[1000]), ScriptedRewardModel(0.5), predict_every=500)
     evaluate(env, "random", episodes=1)
     assert caplog.records == []

@@ -1,6 +1,5 @@
-"""Scores: which frames the model is shown for each, and what is kept of its answers."""
+"""score_frames and score_video: the frames that the model is shown, and its predictions."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -8,31 +7,33 @@ import pytest
 
 from robometer_gym import RobometerRewardWrapper
 from robometer_gym.data.video import Video
-from robometer_gym.evaluation.scoring import Scores, score_frames, score_video
+from robometer_gym.evaluation.report import predictions_to_dict
+from robometer_gym.evaluation.scoring import score_frames, score_video
 from robometer_gym.reward_model import Prediction, RewardModelError
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+from robometer_gym.tracking.trace import EpisodeTrace
 
 
 def numbered(length: int) -> np.ndarray:
-    """Frames (T, 4, 4, 3) uint8 that hold their own number."""
+    """Return frames (T, 4, 4, 3) uint8 that hold their own number."""
     return np.broadcast_to(
         np.arange(length, dtype=np.uint8)[:, None, None, None], (length, 4, 4, 3)
     )
 
 
 def numbers(clip) -> list[int]:
-    """Which of the numbered frames a clip shows."""
+    """Return which of the numbered frames a clip shows."""
     return [int(image[0, 0, 0]) for image in clip.images]
 
 
-def test_all_frames_are_one_question():
+def test_all_frames_are_one_clip():
     """Scores would differ from the authors' script, which shows the model all frames at once."""
     model = ScriptedRewardModel(progress=0.25, success=0.75)
-    said = score_frames(model, numbered(20), "open the drawer")
+    trace = score_frames(model, numbered(20), "open the drawer")
     assert model.batches == [1]
     assert numbers(model.clips[0]) == list(range(20))
-    assert said.progress.tolist() == [0.25] * 20
-    assert said.success.tolist() == [0.75] * 20
+    assert trace.progress.tolist() == [0.25] * 20
+    assert trace.success.tolist() == [0.75] * 20
 
 
 def test_each_frame_keeps_its_own_value():
@@ -46,9 +47,9 @@ def test_each_frame_keeps_its_own_value():
 
 
 def test_a_window_never_sees_the_future():
-    """Online scores would be too good: they would know how the attempt ends."""
+    """Online scores would be too good: they would know how the episode ends."""
     model = ScriptedRewardModel(progress=lambda clip: len(clip) / 8)
-    said = score_frames(model, numbered(6), "open the drawer", window=3)
+    trace = score_frames(model, numbered(6), "open the drawer", window=3)
     assert [numbers(clip) for clip in model.clips] == [
         [0],
         [0, 1],
@@ -57,13 +58,14 @@ def test_a_window_never_sees_the_future():
         [0, 2, 4],
         [0, 2, 5],
     ]
-    assert said.progress.tolist() == [0.125, 0.25, 0.375, 0.375, 0.375, 0.375]
-    assert said.progress.dtype == said.success.dtype == np.float32
+    assert trace.progress.tolist() == [0.125, 0.25, 0.375, 0.375, 0.375, 0.375]
+    assert trace.progress.dtype == trace.success.dtype == np.float32
 
 
 @pytest.mark.parametrize("length", [1, 9, 100])
-def test_a_window_is_what_the_wrapper_would_have_shown(length):
-    """What is seen offline would not be what the agent is paid for."""
+@pytest.mark.parametrize("sampling", ["linspace", "tail", "anchored"])
+def test_a_window_is_that_of_the_wrapper(length, sampling):
+    """Scores offline would differ from the rewards online."""
     online, offline = ScriptedRewardModel(), ScriptedRewardModel()
     env = RobometerRewardWrapper(
         CountingEnv(lengths=[length]),
@@ -71,6 +73,7 @@ def test_a_window_is_what_the_wrapper_would_have_shown(length):
         reward_model=online,
         predict_every=1,
         max_frames=4,
+        sampling=sampling,
         terminate_on_success=False,
     )
     env.reset(seed=0)
@@ -78,10 +81,10 @@ def test_a_window_is_what_the_wrapper_would_have_shown(length):
     for _ in range(length):
         env.step(0)
         frames.append(env.render())
-    score_frames(offline, frames, "open the drawer", window=4)
+    score_frames(offline, frames, "open the drawer", window=4, sampling=sampling)
     assert [clip.steps for clip in offline.clips] == [clip.steps for clip in online.clips]
-    for mine, its in zip(offline.clips, online.clips, strict=True):
-        assert np.array_equal(mine.frames, its.frames)
+    for clip, expected in zip(offline.clips, online.clips, strict=True):
+        assert np.array_equal(clip.frames, expected.frames)
 
 
 def test_windows_come_in_batches_of_one_stream_which_is_released():
@@ -103,7 +106,7 @@ def test_a_stream_is_released_when_the_model_fails():
     assert len(model.released) == 1
 
 
-def test_a_model_that_keeps_nothing_is_not_told():
+def test_a_model_without_release_is_scored():
     """A minimal model, with predict alone, could not be used with a window."""
 
     class Minimal:
@@ -114,7 +117,7 @@ def test_a_model_that_keeps_nothing_is_not_told():
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_a_bad_answer_is_refused(window):
+def test_a_response_that_is_no_prediction_is_refused(window):
     """A NaN would be drawn as a gap and written as broken JSON."""
     with pytest.raises(RewardModelError, match="finite values"):
         score_frames(ScriptedRewardModel(float("nan")), numbered(3), "open", window=window)
@@ -123,7 +126,7 @@ def test_a_bad_answer_is_refused(window):
 @pytest.mark.parametrize("window", [0, -1, 2.5, True])
 def test_a_wrong_window_is_refused(window):
     """A window of no frames would fail deep inside."""
-    with pytest.raises(ValueError, match="window must be an integer >= 1, or None, got"):
+    with pytest.raises(ValueError, match="window must be an integer >= 1, got"):
         score_frames(ScriptedRewardModel(), numbered(3), "open", window=window)
 
 
@@ -156,43 +159,33 @@ def test_the_bar_counts_frames(capsys, monkeypatch):
 def test_a_video_is_scored_at_the_wanted_rate():
     """Scores would be placed at wrong times."""
     model = ScriptedRewardModel()
-    scores = score_video(model, Video(numbered(32), 10.0), "open the drawer", fps=3)
+    trace = score_video(model, Video(numbered(32), 10.0), "open the drawer", fps=3)
     expected = [0, 3, 6, 10, 13, 17, 20, 24, 27, 31]
-    assert numbers(model.clips[0]) == scores.frame_indices.tolist() == expected
-    assert scores.seconds is not None
-    assert scores.seconds[-1] == 3.1
-    assert len(scores) == 10
+    assert numbers(model.clips[0]) == trace.prediction_steps.tolist() == expected
+    assert [int(frame[0, 0, 0]) for frame in trace.frames] == list(trace.frame_steps) == expected
+    assert trace.seconds is not None
+    assert trace.seconds[-1] == 3.1
+    assert len(trace.progress) == 10
+    assert trace.reward_model == "ScriptedRewardModel"
 
 
 def test_a_video_without_a_rate_is_scored_whole():
-    """An array without fps would be thinned by a rate that nobody gave."""
-    scores = score_video(ScriptedRewardModel(), Video(numbered(5), None), "open", window=2)
-    assert scores.frame_indices.tolist() == [0, 1, 2, 3, 4]
-    assert scores.seconds is None
+    """An array without fps would be thinned by an invented rate."""
+    trace = score_video(ScriptedRewardModel(), Video(numbered(5), None), "open", window=2)
+    assert trace.prediction_steps.tolist() == [0, 1, 2, 3, 4]
+    assert trace.seconds is None
     with pytest.raises(ValueError, match="needs the video's own rate"):
         score_video(ScriptedRewardModel(), Video(numbered(5), None), "open", fps=3)
 
 
-def test_scores_survive_json(tmp_path):
+def test_scores_go_into_json():
     """The written scores could not be read by another program."""
     third = np.array([1 / 3, 1], np.float32)
-    scores = Scores("put the café 'here'", np.array([0, 5]), 10.0, third, third)
-    scores.save_json(tmp_path / "scores.json")
-    read = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
-    assert read == {
+    trace = EpisodeTrace.from_values("put the café 'here'", [0, 5], third, third, 10.0)
+    assert predictions_to_dict(trace) == {
         "task": "put the café 'here'",
         "fps": 10.0,
         "frame_indices": [0, 5],
         "progress": [0.333333, 1.0],
         "success": [0.333333, 1.0],
     }
-
-
-@pytest.mark.parametrize("lengths", [(2, 3, 3), (3, 2, 3), (3, 3, 2), (0, 0, 0)])
-def test_scores_of_different_lengths_are_refused(lengths):
-    """A table would stop early, or pair a frame with another's score."""
-    indices, progress, success = (np.zeros(length, np.float32) for length in lengths)
-    with pytest.raises(
-        ValueError, match=r"must be \(T,\), one value per frame, T >= 1; got shapes"
-    ):
-        Scores("open", indices.astype(np.int64), None, progress, success)

@@ -1,4 +1,4 @@
-"""RobometerCallback: the figures in TensorBoard, and the clips that fooled the model."""
+"""RobometerCallback: its metrics in TensorBoard, clips of false successes, and traces."""
 
 import csv
 import sys
@@ -12,21 +12,21 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
-from robometer_gym import Clip
+from robometer_gym import Clip, read_traces
 from robometer_gym.data import read_video
 from robometer_gym.sb3 import RobometerCallback, make_robometer_vec_env
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 from robometer_gym.validation import MissingDependencyError
 
-# Episodes 0, 1, 2, 3, 0, ...: really done or not, and seen as done or not.
-REALLY = [True, False, True, False]
-SEEN = [True, True, False, False]
+# Of episodes 0, 1, 2, 3, 0, ...: true success, and detected success.
+TRUE = [True, False, True, False]
+DETECTED = [True, True, False, False]
 LENGTH = 6
 
 
 def success(clip: Clip) -> float:
     now = CountingEnv.read(clip.images[-1])
-    return float(SEEN[now["episode"] % 4] and now["step"] == LENGTH)
+    return float(DETECTED[now["episode"] % 4] and now["step"] == LENGTH)
 
 
 def progress(clip: Clip) -> float:
@@ -45,7 +45,7 @@ def learn(
     tmp_path, callback, *, truth: bool = True, episodes: int = 8, num_envs: int = 1, wrap=None
 ):
     """Train PPO on counted episodes; return the rows that were logged and the model."""
-    kwargs = {"lengths": [LENGTH], "success": REALLY if truth else None, "size": (24, 32)}
+    kwargs = {"lengths": [LENGTH], "success": TRUE if truth else None, "size": (24, 32)}
     model = SlowModel(progress, success)
     venv = make_robometer_vec_env(
         CountingEnv,
@@ -67,27 +67,27 @@ def learn(
 
 
 def rows_of(agent, folder):
-    """What was logged."""
+    """Return the rows that were logged."""
     agent.logger.close()
     with open(folder / "progress.csv") as file:
         return list(csv.DictReader(file))
 
 
-def test_what_is_logged_is_what_happened(tmp_path):
-    """A curve in TensorBoard would show something else than what the model said."""
+def test_logged_metrics_are_those_of_the_episodes(tmp_path):
+    """A curve in TensorBoard would differ from the predictions."""
     rows, model = learn(tmp_path, RobometerCallback())
     found = {
         k.removeprefix("robometer/"): float(v) for k, v in rows[-1].items() if "robometer" in k
     }
-    # Of 8 episodes: 2 rightly seen, 2 wrongly seen, 2 overlooked, 2 rightly not seen.
+    # Of 8 episodes: 2 true positives, 2 false positives, 2 false negatives, 2 true negatives.
     assert found["precision"] == found["recall"] == found["f1"] == 0.5
     assert found["false_success_rate"] == 0.5
     assert found["detected_rate"] == 0.5
     assert found["final_progress"] == LENGTH / 8
-    # The first baseline is predicted before callbacks are told of a training.
-    seen = model.clips[1:]
-    assert found["progress"] == pytest.approx(np.mean([progress(clip) for clip in seen]))
-    assert found["success_prob"] == pytest.approx(np.mean([success(clip) for clip in seen]))
+    # The first baseline is predicted before the callback starts.
+    predicted = model.clips[1:]
+    assert found["progress"] == pytest.approx(np.mean([progress(clip) for clip in predicted]))
+    assert found["success_prob"] == pytest.approx(np.mean([success(clip) for clip in predicted]))
     assert found["prediction_ms"] >= 1.0
     calls = len(model.batches)
     assert 0.0 < found["model_time_share"] < 1.0
@@ -95,14 +95,14 @@ def test_what_is_logged_is_what_happened(tmp_path):
 
 
 def test_rollout_success_rate_is_the_environments_own(tmp_path):
-    """SB3's own curve would show what the model believes, and hide that it is fooled."""
+    """SB3's own curve would show detected success, and hide the false ones."""
     rows, _ = learn(tmp_path, RobometerCallback())
     assert float(rows[-1]["rollout/success_rate"]) == 0.5
     assert float(rows[-1]["rollout/ep_rew_mean"]) == LENGTH / 8
     assert float(rows[-1]["rollout/ep_len_mean"]) == LENGTH
 
 
-def test_without_ground_truth_nothing_is_said_of_it(tmp_path):
+def test_without_ground_truth_there_is_no_precision(tmp_path):
     """An F1 of the model against itself would be 1.0, and mean nothing."""
     rows, _ = learn(tmp_path, callback := RobometerCallback(tmp_path / "clips"), truth=False)
     assert float(rows[-1]["robometer/detected_rate"]) == 0.5
@@ -113,7 +113,7 @@ def test_without_ground_truth_nothing_is_said_of_it(tmp_path):
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_clips_of_false_successes_are_kept(tmp_path, num_envs):
-    """One would see that the model is fooled, and not by what."""
+    """The number of false successes would be known, and not their cause."""
     callback = RobometerCallback(tmp_path / "clips")
     learn(tmp_path, callback, num_envs=num_envs)
     assert sorted(callback.clips) == sorted((tmp_path / "clips").iterdir())
@@ -125,26 +125,26 @@ def test_clips_of_false_successes_are_kept(tmp_path, num_envs):
 
 
 def step_shown(frame: np.ndarray) -> float:
-    """The step that a frame of the video shows; the codec changes colours a little."""
+    """Return the step that a frame of the video shows; the codec changes colors a little."""
     return float(frame[:200, :, 2].mean())
 
 
-def test_only_so_many_clips_are_kept(tmp_path):
-    """A model that is fooled all the time would fill the disk."""
+def test_at_most_max_clips_are_kept(tmp_path):
+    """A model with many false successes would fill the disk."""
     callback = RobometerCallback(tmp_path / "clips", max_clips=1)
     learn(tmp_path, callback)
     assert len(callback.clips) == len(list((tmp_path / "clips").iterdir())) == 1
 
 
 @pytest.mark.parametrize("number", [-1, 0, 2.5, None])
-def test_a_number_of_clips_that_is_none_is_refused(number, tmp_path):
-    """No clip would be kept, and the user look for them after a night."""
+def test_a_wrong_number_of_clips_is_refused(number, tmp_path):
+    """No clip would be kept, which the user would find out after a night."""
     with pytest.raises(ValueError, match=f"max_clips must be an integer >= 1, got {number}"):
         RobometerCallback(tmp_path, max_clips=number)
 
 
 def test_success_in_mid_episode_counts_as_true(tmp_path):
-    """An agent that passes through the goal would be called a false success."""
+    """An agent that passes through the goal would count as a false success."""
 
     class Passing(CountingEnv):
         def step(self, action):
@@ -165,13 +165,13 @@ def test_it_listens_through_other_wrappers_and_stops(tmp_path):
     callback = RobometerCallback()
     trackers = []
 
-    def normalised(venv):
+    def normalize(venv):
         trackers.append(venv.tracker)
         return VecNormalize(venv)
 
-    rows, _ = learn(tmp_path, callback, wrap=normalised)
+    rows, _ = learn(tmp_path, callback, wrap=normalize)
     assert float(rows[-1]["robometer/final_progress"]) == LENGTH / 8
-    assert trackers[0].watchers == []
+    assert trackers[0].listeners == []
 
 
 def test_after_an_interrupted_training_it_listens_once():
@@ -188,9 +188,9 @@ def test_after_an_interrupted_training_it_listens_once():
     callback = Interrupt()
     with pytest.raises(KeyboardInterrupt):
         agent.learn(8, callback=callback)
-    assert len(venv.tracker.watchers) == 1
+    assert len(venv.tracker.listeners) == 1
     agent.learn(8, callback=callback)
-    assert venv.tracker.watchers == []
+    assert venv.tracker.listeners == []
 
 
 def test_it_works_with_an_off_policy_algorithm(tmp_path):
@@ -207,10 +207,10 @@ def test_it_works_with_an_off_policy_algorithm(tmp_path):
     assert float(rows[-1]["rollout/success_rate"]) == 0.0
 
 
-def test_an_environment_that_nobody_pays_is_refused():
+def test_an_environment_without_a_reward_model_is_refused():
     """The training would run without a reward model, and the curves would just be missing."""
     agent = PPO("MlpPolicy", make_vec_env(CountingEnv), n_steps=8, batch_size=8, device="cpu")
-    with pytest.raises(ValueError, match="needs an environment that VecRobometerReward pays"):
+    with pytest.raises(ValueError, match="needs an environment with VecRobometerReward"):
         agent.learn(8, callback=RobometerCallback())
 
 
@@ -226,3 +226,23 @@ def test_a_file_where_a_folder_should_be_is_refused_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="clips_dir must be a folder"):
         RobometerCallback(tmp_path / "file")
+
+
+def test_traces_are_written(tmp_path):
+    """A training of days could not be replayed with another threshold."""
+    file = tmp_path / "traces" / "training.jsonl"
+    learn(tmp_path, RobometerCallback(traces=file), num_envs=2)
+    traces = read_traces(file)
+    assert [trace.env for trace in traces] == [0, 1] * 8
+    assert [trace.episode for trace in traces] == [n for n in range(8) for _ in range(2)]
+    for trace in traces:
+        assert trace.prediction_steps.tolist() == [0, 3, 6]
+        assert trace.progress.tolist() == [0, 3 / 8, 6 / 8]
+        assert (trace.detected_step is not None) == DETECTED[trace.episode % 4]
+        assert (trace.true_success_step is not None) == TRUE[trace.episode % 4]
+
+
+def test_a_folder_in_place_of_the_trace_file_is_refused_at_once(tmp_path):
+    """The error would come after the environments and the model were made."""
+    with pytest.raises(IsADirectoryError, match=r"traces must be a file such as .*traces.jsonl"):
+        RobometerCallback(traces=tmp_path)

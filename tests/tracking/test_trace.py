@@ -371,3 +371,31 @@ def test_scored_frames_are_a_trace_without_rewards():
     assert not trace.ended
     with pytest.raises(ValueError, match="got lengths 2, 1, 2"):
         EpisodeTrace.from_values(TASK, [0, 3], [0.1], [0.0, 1.0])
+
+
+def test_a_recorder_takes_up_episodes_that_have_just_begun():
+    """The first episode of a training, which is reset before callbacks start, would be lost."""
+    model = ScriptedRewardModel(progress=[0.25, 0.5])
+    env = RobometerRewardWrapper(CountingEnv(lengths=[3]), TASK, model)
+    env.reset()
+    traces: list[EpisodeTrace] = []
+    with TraceRecorder(env.tracker, traces.append) as recorder:
+        for _ in range(3):
+            env.step(0)
+    assert recorder.steps == 3
+    (trace,) = traces
+    assert trace.progress.tolist() == [0.25, 0.5]
+    assert trace.num_steps == 3
+
+
+def test_an_episode_that_has_made_steps_is_left_out():
+    """Half an episode would count as a short one."""
+    env = RobometerRewardWrapper(CountingEnv(lengths=[3]), TASK, ScriptedRewardModel())
+    env.reset()
+    env.step(0)
+    traces: list[EpisodeTrace] = []
+    with TraceRecorder(env.tracker, traces.append):
+        env.step(0)
+        env.step(0)
+        env.reset()  # has made no step when the recorder closes
+    assert traces == []

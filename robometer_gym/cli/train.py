@@ -1,0 +1,126 @@
+"""robometer-gym train: fine-tune a checkpoint on recorded episodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from robometer_gym.cli.options import (
+    add_common_options,
+    add_model_option,
+    add_setting_options,
+    at_least,
+    print_files,
+    read_setting_options,
+)
+from robometer_gym.data import Episode, read_episodes, read_lerobot
+from robometer_gym.data.episodes import OUTCOMES
+from robometer_gym.evaluation import plot_losses
+from robometer_gym.tracking.settings import RewardSettings
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers of robometer-gym."""
+    parser = commands.add_parser(
+        "train",
+        help="fine-tune a checkpoint on your own episodes",
+        description="Fine-tune a checkpoint on a folder of episodes (RecordEpisodes writes them) "
+        "or on a LeRobot dataset. Writes a folder that every reward_model= takes, and a plot of "
+        "the losses. For several GPUs: accelerate launch -m robometer_gym train ...",
+        epilog="example: robometer-gym train --data rollouts --out outputs/mine",
+    )
+    _add_data_options(parser)
+    add_model_option(parser)
+    parser.add_argument(
+        "--processor",
+        help="hub id or folder of tokenizer and image settings (default: the checkpoint's own, or "
+        "those of its base model)",
+    )
+    _add_training_options(parser)
+    add_setting_options(parser, ("frame_size",))
+    add_common_options(parser, Path("outputs/train"), run)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="episodes.jsonl, or LeRobot v3"
+    )
+    parser.add_argument("--camera", help="of a LeRobot dataset (default: the only one)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out episodes that cannot be read, and count"
+    )
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--steps", type=at_least(1), default=1000, help="of the optimizer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(1),
+        default=8,
+        help="examples per step and GPU (default: %(default)s)",
+    )
+    parser.add_argument("--learning-rate", type=float, default=2e-5, help="(default: %(default)s)")
+    parser.add_argument(
+        "--full", action="store_true", help="train the language model whole, not with LoRA"
+    )
+    parser.add_argument("--train-vision", action="store_true", help="train the vision tower too")
+    parser.add_argument(
+        "--save-every",
+        type=at_least(1),
+        default=100,
+        metavar="STEPS",
+        help="steps between checkpoints (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in --out"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=42, help="(default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fine-tune one checkpoint."""
+    episodes = _read_data(arguments)
+    counted = Counter(episode.outcome for episode in episodes)
+    print(
+        f"{len(episodes)} episodes of {len({episode.task for episode in episodes})} tasks: "
+        + ", ".join(f"{counted[outcome]} {outcome}" for outcome in OUTCOMES)
+    )
+    from robometer_gym.training import LORA, train  # torch takes seconds to import
+
+    train(
+        arguments.model,
+        episodes,
+        arguments.out,
+        processor=arguments.processor,
+        lora=None if arguments.full else LORA,
+        train_vision=arguments.train_vision,
+        resume=arguments.resume,
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        save_steps=arguments.save_every,
+        seed=arguments.seed,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes, started by accelerate launch, only the first prints
+    logged = json.loads((arguments.out / "losses.json").read_text())
+    plot_losses(logged, arguments.out / "losses.png")
+    print_files([arguments.out, arguments.out / "losses.png"])
+    print(f"\nUse it: reward_model={str(arguments.out)!r}, or --model {arguments.out}")
+
+
+def _read_data(arguments: argparse.Namespace) -> list[Episode]:
+    bad: Literal["raise", "skip"] = "skip" if arguments.skip_bad else "raise"
+    if (arguments.data / "meta" / "info.json").is_file():
+        episodes = read_lerobot(arguments.data, camera=arguments.camera, bad=bad)
+    else:
+        episodes = read_episodes(arguments.data, bad=bad)
+    settings = RewardSettings(**read_setting_options(arguments, ("frame_size",)))
+    return [episode.shrink(settings.frame_size or sys.maxsize) for episode in episodes]
