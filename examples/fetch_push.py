@@ -1,7 +1,7 @@
-"""A simulated robot, paid from its camera: FetchPush or FetchReach of gymnasium-robotics, and SAC.
+"""Simulated robot rewarded from its camera: FetchPush or FetchReach of gymnasium-robotics, and SAC.
 
-You will see: for a scripted and a random policy, and with --train for SAC, which learns from what
-the camera pays and from nothing else: each episode's progress, detected and true success; videos.
+You will see: progress, detected and true success of each episode of a scripted and a random policy,
+and with --train of SAC, which learns from the camera's reward alone; plots and videos.
 Command: python examples/fetch_push.py [--env FetchReach-v4] [--train] [--model ID]
 Hardware: half a minute on two CPU cores with the "demo" checkpoint, which has never seen a robot,
 with --train a quarter of an hour; for --model lerobot/Robometer-4B a GPU with 12 GB. Needs the
@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.linalg import norm
 
-# The model's libraries first: triton crashes where Mesa, which draws without a GPU, came before it.
+# The model's libraries first: triton crashes if Mesa, which renders without a GPU, came before it.
 from robometer_gym import RobometerRewardModel, RobometerRewardWrapper
 from robometer_gym.evaluation import evaluate
 
@@ -27,19 +27,19 @@ TASKS = {
     "FetchPush-v4": "push the black block to the red target",
     "FetchReach-v4": "move the gripper to the red sphere",
 }
-# From where the environment's own camera stands, the block is eight pixels wide.
+# In the view of the environment's own camera the block is eight pixels wide.
 CAMERA = {"distance": 1.5, "azimuth": 132, "elevation": -30, "lookat": np.array([1.3, 0.75, 0.5])}
-HELP = """no robot, or no picture of it: {!r}
+HELP = """no robot, or no frame of it: {!r}
 The robot: pip install 'robometer-gym[robots]' (gymnasium-robotics and mujoco before 3.12).
-The picture, without a display: apt-get install libegl1 libgl1 for MUJOCO_GL=egl, which is set here
-where nothing else is; or apt-get install libosmesa6 for MUJOCO_GL=osmesa."""
+The frame, without a display: apt-get install libegl1 libgl1 for MUJOCO_GL=egl, the default set
+here; or apt-get install libosmesa6 for MUJOCO_GL=osmesa."""
 
 
 def make_robot(env_id: str) -> gym.Env[Any, Any]:
-    """Make the environment and draw it once; where that fails say what to install.
+    """Make the environment and render it once; if that fails, name the packages to install.
 
-    Close it before the next: several MuJoCo environments in one process spoil each other's pictures
-    where they differ in size, or when one is closed.
+    Close it before the next: several MuJoCo environments in one process spoil each other's frames
+    if they differ in size, or when one is closed.
     """
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
@@ -64,7 +64,7 @@ def scripted(observation: dict[str, Any]) -> Any:
     block, goal = observation["achieved_goal"], observation["desired_goal"]
     way = (goal - block) / norm(goal - block)
     behind = block - 0.1 * way
-    if np.array_equal(hand, block):  # there is no block: the hand itself is to be moved
+    if np.array_equal(hand, block):  # no block: the goal is for the hand itself
         aim = goal
     elif norm(goal - block) < 0.02:
         aim = hand
@@ -76,7 +76,7 @@ def scripted(observation: dict[str, Any]) -> Any:
 
 
 def show(env: Any, policies: Sequence[Any], chosen: argparse.Namespace) -> None:
-    """Let policies act, print what came of it and write the pictures; close the environment."""
+    """Run policies, print their episodes and write plots and videos; close the environment."""
     row = "{:9} {:>5} {:>9} {:>9} {:>13}"
     print("\n" + row.format("policy", "steps", "progress", "detected", "true success"))
     for policy in policies:
@@ -92,13 +92,13 @@ def show(env: Any, policies: Sequence[Any], chosen: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Let two policies act, and a third one learn."""
-    parser = argparse.ArgumentParser(description="A simulated robot, paid from its camera.")
+    """Run two policies, and train a third one."""
+    parser = argparse.ArgumentParser(description="A simulated robot rewarded from its camera.")
     parser.add_argument("--env", choices=TASKS, default="FetchPush-v4")
-    parser.add_argument("--task", help="in words (default: what the environment is made for)")
+    parser.add_argument("--task", help="instruction (default: that of the environment)")
     parser.add_argument("--model", default="demo", help="hub id, folder, or 'demo'")
     parser.add_argument("--episodes", type=int, default=3, help="of each policy")
-    parser.add_argument("--train", action="store_true", help="let SAC learn")
+    parser.add_argument("--train", action="store_true", help="train SAC")
     parser.add_argument("--steps", type=int, default=20_000, help="of SAC")
     parser.add_argument("--out", type=Path, default=Path("outputs/fetch_push"))
     chosen = parser.parse_args(arguments)
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         agent.learn(chosen.steps, log_interval=20)
         agent.save(chosen.out / "sac")
         show(envs, [agent], chosen)
-    print(f"\nTables, pictures and videos are in {chosen.out}")
+    print(f"\nTables, plots and videos are in {chosen.out}")
 
 
 if __name__ == "__main__":

@@ -1,109 +1,110 @@
-"""Train an agent that never sees the environment's reward: it is paid by the reward model alone.
+"""Train an agent that never sees the environment's reward: the reward model's alone.
 
-You will see: the environment's own success rate, over 100 fresh episodes, of a random policy, of an
-agent paid by the demo checkpoint, and of one paid by the same checkpoint with shuffled heads; a
-picture of both learning curves; videos of what fooled the model; how much of the time it took.
-Command: python examples/train_sb3.py [--algorithm sac] [--engine eager]
+You will see: the true success rate, over 100 fresh episodes, of a random policy, of agents trained
+with the demo checkpoint, and with the same checkpoint with shuffled heads; a plot of their learning
+curves; videos of false successes; the reward model's share of the time.
+Command: python examples/train_sb3.py [--algorithm sac] [--seeds 0 1 2] [--engine eager]
     or --env FetchReach-v4 --task "move the gripper to the red sphere" --model lerobot/Robometer-4B
-Hardware: two CPU cores, about six minutes. Needs the extras "sb3" and "video".
+Hardware: two CPU cores, about four minutes per seed. Needs the extras "sb3" and "video".
 """
 
-from __future__ import annotations
-
 import argparse
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
-from matplotlib.figure import Figure
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from robometer_gym import RobometerRewardModel
+from robometer_gym import RobometerRewardModel, RobometerRewardWrapper
 from robometer_gym.envs import ENV_ID, TASKS
+from robometer_gym.evaluation import Report, evaluate, plot_learning_curves
 from robometer_gym.sb3 import RobometerCallback, make_robometer_vec_env
 
 FRESH = 500_000  # seeds that no training has seen
-ALGORITHMS = {"ppo": PPO, "sac": SAC}
-# Good for the built-in environment; others get the algorithm's defaults.
+NUM_ENVS = 8
+ALGORITHMS: dict[str, Any] = {"ppo": PPO, "sac": SAC}
+# Tuned for the built-in environment; others get the algorithm's defaults.
 DECAYING: dict[str, Any] = {"learning_rate": lambda left: 1e-3 * left, "gamma": 0.95}
 SMALL = {"net_arch": [64, 64], "log_std_init": -0.5}
 TUNED: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": 64, "batch_size": 128, "policy_kwargs": SMALL, **DECAYING},
     "sac": {"gradient_steps": 2, "ent_coef": "auto_0.05", **DECAYING},
 }
-# SAC learns from single steps: pay that comes now and then is in nothing that it observes.
-PAID: dict[str, Any] = {"predict_every": 1, "success_votes": 6, "success_window": 6}
-Policy = Callable[[Any], Any]
+# SAC learns from single steps, and its observations do not hold the steps since a prediction.
+EVERY_STEP: dict[str, Any] = {"predict_every": 1, "success_votes": 6, "success_window": 6}
 
 
-def success_rate(env: Any, policy: Policy, episodes: int) -> float:
-    """Return the share of fresh episodes that the environment itself calls a success at the end."""
-    successes = 0
-    for seed in range(FRESH, FRESH + episodes):
-        (observation, _), over = env.reset(seed=seed), False
-        while not over:
-            observation, _, terminated, truncated, info = env.step(policy(observation))
-            over = terminated or truncated
-        successes += bool(info.get("is_success", info.get("success", False)))
-    return successes / episodes
-
-
-class Curve(BaseCallback):
-    """Notes the true success rate of the policy without its noise, now and then."""
-
-    def __init__(self, env: Any, every: int) -> None:
-        super().__init__()
-        self.env, self.every, self.points = env, every, list[tuple[int, float]]()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps >= len(self.points) * self.every:
-            self._note()
-
-    def _on_training_end(self) -> None:
-        self._note()
-
-    def _note(self) -> None:
-        rate = success_rate(self.env, deterministic(self.model), 30)
-        self.points.append((self.num_timesteps, rate))
-        print(f"  {self.num_timesteps:7d} steps: true success {rate:.2f}", flush=True)
-
-
-def deterministic(agent: Any) -> Policy:
-    """The agent's policy without its noise."""
-    return lambda observation: agent.predict(observation, deterministic=True)[0]
-
-
-def train_agent(chosen: Any, model: RobometerRewardModel, env: Any) -> tuple[Any, Curve]:
-    """Train on eight environments, paid by the reward model and by nothing else."""
+def make_agent(chosen: argparse.Namespace, venv: Any, seed: int) -> Any:
+    """Return an untrained agent whose rollouts add up to about the wanted number of steps."""
     built_in = chosen.env == ENV_ID
-    # What the environment itself knows of success would be a hint: the model ends episodes.
-    hints = {"task": chosen.task, "terminate_on_success": False} if built_in else {}
-    paid = {
-        "env_kwargs": hints,
-        "success_bonus": 1.0,
-        **(PAID if chosen.algorithm == "sac" else {}),
-    }
-    venv = make_robometer_vec_env(chosen.env, chosen.task, 8, model, **paid)
-    agent = ALGORITHMS[chosen.algorithm](
-        "MultiInputPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpPolicy",
-        venv,
-        seed=chosen.seed,
-        device="cpu" if built_in else "auto",
-        **(TUNED[chosen.algorithm] if built_in else {}),
+    options = dict(TUNED[chosen.algorithm]) if built_in else {}
+    if chosen.algorithm == "ppo" and not built_in:
+        rollouts = math.ceil(chosen.steps / (NUM_ENVS * 2048))  # 2048: SB3's default
+        options["n_steps"] = 8 * math.ceil(chosen.steps / rollouts / NUM_ENVS / 8)
+    observations = venv.observation_space
+    policy = "MultiInputPolicy" if isinstance(observations, gym.spaces.Dict) else "MlpPolicy"
+    device = "cpu" if built_in else "auto"
+    return ALGORITHMS[chosen.algorithm](policy, venv, seed=seed, device=device, **options)
+
+
+def rounded_steps(agent: Any, steps: int) -> int:
+    """Return the number of steps that `learn` makes: whole rollouts of all environments."""
+    rollout = NUM_ENVS * getattr(agent, "n_steps", 1)
+    return math.ceil(steps / rollout) * rollout
+
+
+def train(chosen: argparse.Namespace, model: RobometerRewardModel, out: Path, seed: int) -> Any:
+    """Train on eight environments with the reward model's reward; return the agent."""
+    built_in = chosen.env == ENV_ID
+    # The environment's own end at success would be a hint: the model ends episodes.
+    env_kwargs = {"task": chosen.task, "terminate_on_success": False} if built_in else {}
+    settings = EVERY_STEP if chosen.algorithm == "sac" else {}
+    venv = make_robometer_vec_env(
+        chosen.env,
+        chosen.task,
+        NUM_ENVS,
+        model,
+        env_kwargs=env_kwargs,
+        success_bonus=1.0,
+        **settings,
     )
-    curve = Curve(env, every=chosen.steps // 10)
-    seen = RobometerCallback(chosen.out / "false_successes")
-    agent.learn(chosen.steps, callback=[curve, seen])
-    print(f"  the reward model took {seen.model_time_share:.0%} of the time")
+    agent = make_agent(chosen, venv, seed)
+    steps = rounded_steps(agent, chosen.steps)
+    print(f"  {steps:,} steps: {chosen.steps:,} rounded up to whole rollouts", flush=True)
+    test = VecMonitor(DummyVecEnv([lambda: make_test_env(chosen)]))
+    test.seed(FRESH)
+    every = max(1, steps // 10 // NUM_ENVS)
+    curve = EvalCallback(test, n_eval_episodes=30, eval_freq=every, log_path=str(out), verbose=0)
+    robometer = RobometerCallback(out / "false_successes")
+    agent.learn(chosen.steps, callback=[curve, robometer])
+    print(f"  the reward model took {robometer.model_time_share:.0%} of the time")
+    agent.save(out / "agent")
     venv.close()
-    return agent, curve
+    return agent
+
+
+def make_test_env(chosen: argparse.Namespace) -> gym.Env[Any, Any]:
+    """Return the environment with its own ends, as a test of the agents."""
+    kwargs = {"task": chosen.task} if chosen.env == ENV_ID else {}
+    return gym.make(chosen.env, render_mode="rgb_array", **kwargs)
+
+
+def evaluate_policy(chosen: argparse.Namespace, model: RobometerRewardModel, policy: Any) -> Report:
+    """Evaluate a policy on fresh episodes, which no detected success ends."""
+    env = RobometerRewardWrapper(
+        make_test_env(chosen), chosen.task, model, terminate_on_success=False
+    )
+    try:
+        return evaluate(env, policy, chosen.episodes, seed=FRESH)
+    finally:
+        env.close()
 
 
 def shuffle_heads(model: RobometerRewardModel, seed: int) -> RobometerRewardModel:
@@ -116,51 +117,50 @@ def shuffle_heads(model: RobometerRewardModel, seed: int) -> RobometerRewardMode
     return model
 
 
-def draw(curves: dict[str, Curve], random: float, path: Path) -> None:
-    """Draw the learning curves."""
-    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for (name, curve), colour in zip(curves.items(), ("#1d5fd1", "#d9660a"), strict=True):
-        axes.plot(*zip(*curve.points, strict=True), "o-", color=colour, label=f"paid by {name}")
-    axes.axhline(random, color="#667380", linestyle="--", label="random policy")
-    title = "Trained without ever seeing the environment's reward"
-    axes.set(
-        xlabel="environment steps", ylabel="true success rate", ylim=(-0.03, 1.03), title=title
-    )
-    axes.legend(frameon=False)
-    figure.savefig(path)
+def read_curve(folder: Path) -> tuple[Any, Any]:
+    """Return the steps and true success rates that EvalCallback has recorded."""
+    with np.load(folder / "evaluations.npz") as file:
+        steps = file["timesteps"]
+        known = "successes" in file  # some environments report no success
+        return steps, file["successes"].mean(axis=1) if known else np.full(len(steps), np.nan)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train both agents, print the table, draw the picture."""
-    parser = argparse.ArgumentParser(description="Train an agent, paid by the camera alone.")
+    """Train all agents, print their success rates and plot their learning curves."""
+    parser = argparse.ArgumentParser(description="Train an agent from the camera alone.")
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="ppo")
     parser.add_argument("--env", default=ENV_ID, help="any id (default: %(default)s)")
     parser.add_argument("--task", default=TASKS[0], help="(default: %(default)s)")
     parser.add_argument("--model", default="demo", help="hub id, folder, or 'demo'")
     parser.add_argument("--steps", type=int, default=60_000, help="of each agent")
-    parser.add_argument("--episodes", type=int, default=100, help="of the final evaluation")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=100, help="of each final evaluation")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="two agents of each")
     parser.add_argument("--engine", choices=("fast", "eager"), default="fast")
     parser.add_argument("--out", type=Path, default=Path("outputs/train_sb3"))
     chosen = parser.parse_args(arguments)
-    chosen.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # networks as small as the demo's are slower on two
 
-    env = gym.make(chosen.env, **({"task": chosen.task} if chosen.env == ENV_ID else {}))
-    env.action_space.seed(chosen.seed)
-    random = success_rate(env, lambda _: env.action_space.sample(), chosen.episodes)
-    rates, curves = {"random policy": random}, {}
-    for name in ("the checkpoint", "its shuffled heads"):
-        began = time.time()
-        model = RobometerRewardModel.from_pretrained(chosen.model, engine=chosen.engine)
-        model = shuffle_heads(model, chosen.seed) if "shuffled" in name else model
-        print(f"{chosen.algorithm.upper()} paid by {name}")
-        agent, curves[name] = train_agent(chosen, model, env)
-        agent.save(chosen.out / f"{chosen.algorithm}_{name.split()[-1]}")
-        rates[f"paid by {name}"] = success_rate(env, deterministic(agent), chosen.episodes)
-        print(f"  {time.time() - began:.0f} s")
-    draw(curves, random, chosen.out / "learning_curves.png")
+    def load() -> RobometerRewardModel:
+        return RobometerRewardModel.from_pretrained(chosen.model, engine=chosen.engine)
+
+    random = evaluate_policy(chosen, load(), "random").totals.true_success_rate
+    rates, curves = {"random policy": random}, dict[str, list[tuple[Any, Any]]]()
+    for seed in chosen.seeds:
+        for name in ("checkpoint", "shuffled heads"):
+            print(f"{chosen.algorithm.upper()}, rewarded by the {name}, seed {seed}")
+            started, out = time.time(), chosen.out / f"{chosen.algorithm}_{name[:8]}_{seed}"
+            model = shuffle_heads(load(), seed) if name == "shuffled heads" else load()
+            agent = train(chosen, model, out, seed)
+            report = evaluate_policy(chosen, model, agent)
+            rates[f"{name}, seed {seed}"] = report.totals.true_success_rate
+            curves.setdefault(f"rewarded by the {name}", []).append(read_curve(out))
+            print(f"  {time.time() - started:.0f} s")
+    plot_learning_curves(
+        curves,
+        chosen.out / "learning_curves.png",
+        baselines={"random policy": random},
+        title="Trained without the environment's reward",
+    )
     print(f"\ntrue success over {chosen.episodes} fresh episodes of {chosen.task!r}")
     for name, rate in rates.items():
         print(f"  {name:28s} {rate:.2f}")

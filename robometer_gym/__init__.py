@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from robometer_gym.tracking.replay import replay
     from robometer_gym.tracking.trace import EpisodeTrace, read_traces
     from robometer_gym.wrappers.frame_capture import FrameCapture, SubEnvironmentError
+    from robometer_gym.wrappers.make_vec import make_robometer_vec
     from robometer_gym.wrappers.record_episodes import RecordEpisodes
     from robometer_gym.wrappers.single import RobometerRewardWrapper
-    from robometer_gym.wrappers.vector import RobometerVectorRewardWrapper, make_robometer_vec
+    from robometer_gym.wrappers.vector import RobometerVectorRewardWrapper
 
 __all__ = [
     "CheckpointError",
@@ -72,7 +73,7 @@ __getattr__, __dir__ = lazy_names(
         "RobometerRewardWrapper": "robometer_gym.wrappers.single",
         "RobometerVectorRewardWrapper": "robometer_gym.wrappers.vector",
         "SubEnvironmentError": "robometer_gym.wrappers.frame_capture",
-        "make_robometer_vec": "robometer_gym.wrappers.vector",
+        "make_robometer_vec": "robometer_gym.wrappers.make_vec",
         "read_traces": "robometer_gym.tracking.trace",
         "replay": "robometer_gym.tracking.replay",
     },

@@ -53,7 +53,7 @@ def check_task(task: object) -> str:
         raise TypeError(f"task must be a string such as 'open the drawer', got {task!r}.")
     if not task.strip():
         raise ValueError(
-            f"task must say what the robot should do, got {task!r}. "
+            f"task must describe what the robot should do, got {task!r}. "
             "Phrase it as an instruction: 'open the drawer'."
         )
     if found := _CONTROL_TOKEN.search(task):

@@ -1,8 +1,7 @@
-"""Hypothesis draws the same examples on every machine, and leaves no files behind.
+"""Settings of all tests: reproducible Hypothesis examples, a preloaded fork server, `no_hanging`.
 
-Worker processes are forked from a server that has imported what takes seconds, or each would.
-
-`no_hanging` is for tests with worker processes: one that waits for ever fails instead.
+Hypothesis draws the same examples on every machine, and leaves no files behind. Worker processes
+are forked from a server that has imported the slow libraries; each would import them for seconds.
 """
 
 import multiprocessing
@@ -21,13 +20,16 @@ multiprocessing.set_forkserver_preload(["robometer_gym", "stable_baselines3.comm
 
 @pytest.fixture
 def no_hanging() -> Iterator[None]:
-    """Fail after two minutes instead of waiting for ever."""
+    """Fail a test that waits for ever on a worker process, after ten minutes.
+
+    Not sooner: on a loaded machine a test may take a hundred times as long.
+    """
 
     def stop(*_: Any) -> None:
         raise TimeoutError("This test hangs.")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(120)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

@@ -119,7 +119,7 @@ class Trouble(CountingEnv):
     """A CountingEnv to which something happens, once, when an episode has come to a step.
 
     Step 0 is the reset. `what`: "raise" an error, "die" by SIGKILL, "exit" the process; render
-    "none" or a "black" frame; give a reward of "nothing"; an observation that is "misshapen".
+    "none"; give a reward of "nothing"; an observation that is "misshapen".
     """
 
     def __init__(self, what: str = "", episode: int = 0, step: int = 1, **counting: Any) -> None:
@@ -157,6 +157,4 @@ class Trouble(CountingEnv):
     def render(self) -> Any:
         if self._now("none"):
             return None
-        if self._now("black"):
-            return np.zeros((*self.size, 3), np.uint8)
         return super().render()

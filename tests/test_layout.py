@@ -138,7 +138,7 @@ def run_without(libraries: tuple[str, ...], program: str) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
 
@@ -183,7 +183,7 @@ clip = Clip(np.zeros((2, 32, 32, 3), np.uint8) + 9, "open the drawer")
 (prediction,) = RobometerRewardModel.from_pretrained("demo").predict([clip])
 assert prediction.progress.shape == (2,)
 (same,) = LazyRewardModel("demo").predict([clip])
-assert same.progress.tolist() == prediction.progress.tolist()
+np.testing.assert_allclose(same.progress, prediction.progress, rtol=0, atol=1e-6)
 """,
     )
 

@@ -1,4 +1,4 @@
-"""The seam: what may pass as a clip, and what may pass as an answer."""
+"""The seam: checks of clips, tasks and predictions."""
 
 import re
 from typing import Any
@@ -23,18 +23,18 @@ TASK = "open the drawer"
 
 
 def video(length: int = 3, height: int = 4, width: int = 6) -> Any:
-    """Frames whose pixels all differ: (T, H, W, 3) uint8."""
+    """Return frames whose pixels all differ: (T, H, W, 3) uint8."""
     rng = np.random.default_rng(length)
     return rng.integers(0, 256, (length, height, width, 3), dtype=np.uint8)
 
 
 def prediction(progress: Any = (0.25, 0.5, 0.75), success: Any = (0.0, 0.5, 1.0)) -> Prediction:
-    """An answer to a clip of three frames."""
+    """Return a prediction for a clip of three frames."""
     return Prediction(np.asarray(progress, np.float32), np.asarray(success, np.float32))
 
 
 def test_a_clip_from_an_array_shows_every_frame_in_order():
-    """A model would read other pixels than the camera saw, or in another order."""
+    """A model would read other pixels than the camera's, or in another order."""
     frames = video()
     clip = Clip(frames, TASK)
     assert len(clip) == 3
@@ -45,7 +45,7 @@ def test_a_clip_from_an_array_shows_every_frame_in_order():
 
 
 def test_a_clip_from_a_sequence_equals_the_clip_from_the_array():
-    """What the environment half sends would be read differently from what a user writes."""
+    """The environment half's clips would be read differently from a user's."""
     frames = video()
     clip = Clip(list(frames), TASK, stream="episode 1", steps=[0, 5, 7])
     np.testing.assert_array_equal(clip.frames, frames)
@@ -53,8 +53,8 @@ def test_a_clip_from_a_sequence_equals_the_clip_from_the_array():
     assert (clip.stream, clip.steps) == ("episode 1", (0, 5, 7))
 
 
-def test_a_clip_copies_no_frame_until_asked_for_all():
-    """Each prediction would copy megabytes that an engine with a cache never looks at."""
+def test_a_clip_copies_no_frame_until_all_are_read():
+    """Each prediction would copy megabytes that an engine with a cache never reads."""
     images = list(video())
     clip = Clip(images, TASK)
     assert all(mine is image for mine, image in zip(clip.images, images, strict=True))
@@ -62,12 +62,12 @@ def test_a_clip_copies_no_frame_until_asked_for_all():
 
 
 def test_a_single_frame_is_a_clip():
-    """The baseline at reset could not be asked for."""
+    """The baseline at reset could not be predicted."""
     assert Clip(video(1), TASK, steps=(0,)).frames.shape == (1, 4, 6, 3)
 
 
-def test_the_repr_says_what_a_clip_is():
-    """Error messages show clips; printing all pixels would hide what is wrong."""
+def test_the_repr_describes_the_clip():
+    """Error messages show clips; printing all pixels would hide the mistake."""
     assert repr(Clip(video(), TASK)) == "Clip(3 frames of 4x6, task='open the drawer')"
     assert repr(Clip(video(), TASK, "e1")) == (
         "Clip(3 frames of 4x6, task='open the drawer', stream=e1)"
@@ -100,15 +100,15 @@ def test_the_repr_says_what_a_clip_is():
         (np.zeros((2, 0, 6, 3), np.uint8), ValueError, "height and width >= 1, got (0, 6, 3)"),
     ],
 )
-def test_a_clip_refuses_what_is_no_video(frames, error, message):
-    """Channel-first, float or empty video would be scored as noise, without a word."""
+def test_a_clip_refuses_arrays_that_are_no_video(frames, error, message):
+    """Channel-first, float or empty video would be scored as noise, without an error."""
     with pytest.raises(error, match=re.escape(message)):
         Clip(frames, TASK)
 
 
 @pytest.mark.parametrize("steps", [(0, 1), (0, 1, 2, 3), (), (0, 2, 1), (0, 1, 1)])
 def test_a_clip_refuses_steps_that_do_not_name_its_frames(steps):
-    """Two frames under one name: an engine with a cache would answer for the wrong one."""
+    """Two frames under one name: an engine with a cache would predict for the wrong one."""
     with pytest.raises(ValueError, match="steps must be one increasing number per frame; got"):
         Clip(video(), TASK, steps=steps)
 
@@ -124,7 +124,7 @@ def test_a_clip_refuses_steps_that_are_no_integers(steps):
 
 
 def test_steps_may_be_integers_of_numpy():
-    """Steps that were counted with NumPy would be refused."""
+    """Steps counted with NumPy would be refused."""
     clip = Clip(video(), TASK, "e1", list(np.arange(3)))
     assert clip.steps == (0, 1, 2)
     assert all(type(step) is int for step in clip.steps)
@@ -132,7 +132,7 @@ def test_steps_may_be_integers_of_numpy():
 
 @pytest.mark.parametrize("stream", [["e1"], {"episode": 1}, ("e", [1]), np.zeros(1)])
 def test_a_clip_refuses_a_stream_that_cannot_be_looked_up(stream):
-    """An engine with a cache would say no more than "unhashable type"."""
+    """An engine with a cache would raise a bare "unhashable type"."""
     with pytest.raises(TypeError, match=r"stream must be hashable, .* got .*Give a string"):
         Clip(video(), TASK, stream, [0, 1, 2])
 
@@ -147,9 +147,9 @@ def test_a_task_must_be_a_string(task):
 
 
 @pytest.mark.parametrize("task", ["", " ", "\n\t"])
-def test_a_task_must_say_something(task):
+def test_a_task_must_not_be_empty(task):
     """The model would score progress towards nothing."""
-    with pytest.raises(ValueError, match="task must say what the robot should do, got"):
+    with pytest.raises(ValueError, match="task must describe what the robot should do, got"):
         check_task(task)
 
 
@@ -164,7 +164,7 @@ def test_a_task_must_not_hold_control_tokens(token):
 
 @pytest.mark.parametrize("task", ["open \ud800 the drawer", "\udce4"])
 def test_a_task_must_be_whole_characters(task):
-    """The tokenizer would fail with a riddle: text that was decoded badly has no bytes."""
+    """The tokenizer would fail with a riddle: badly decoded text has no bytes."""
     with pytest.raises(ValueError, match=r"task must be text .* got '.*\\ud.*half of a pair"):
         check_task(task)
 
@@ -175,16 +175,16 @@ def test_ordinary_words_are_a_task(task):
     assert check_task(task) == task
 
 
-def test_sound_answers_pass_unchanged():
+def test_sound_predictions_pass_unchanged():
     """Every prediction would be refused, or replaced by a copy."""
     clips = [Clip(video(3), TASK), Clip(video(1), TASK)]
-    answers = [prediction(), prediction([1.0], [0.0])]
-    assert check_predictions(clips, answers) is answers
+    predictions = [prediction(), prediction([1.0], [0.0])]
+    assert check_predictions(clips, predictions) is predictions
     assert check_predictions([], []) == []
 
 
 @pytest.mark.parametrize(
-    ("answers", "came"),
+    ("predictions", "came"),
     [
         ([], "0"),
         ([prediction(), prediction()], "2"),
@@ -193,13 +193,13 @@ def test_sound_answers_pass_unchanged():
         (np.zeros(3), "ndarray"),
     ],
 )
-def test_there_must_be_one_answer_per_clip(answers, came):
-    """With one answer too few, environments would be paid for each other's progress."""
+def test_there_must_be_one_prediction_per_clip(predictions, came):
+    """With one prediction too few, environments would be rewarded for each other's progress."""
     message = f"must return a list of 1 predictions, one per clip; got {came}."
     with pytest.raises(RewardModelError, match=re.escape(message)):
-        check_prediction_list([Clip(video(), TASK)], answers)
+        check_prediction_list([Clip(video(), TASK)], predictions)
     with pytest.raises(RewardModelError, match=re.escape(message)):
-        check_predictions([Clip(video(), TASK)], answers)
+        check_predictions([Clip(video(), TASK)], predictions)
 
 
 @pytest.mark.parametrize("name", ["progress", "success"])
@@ -217,16 +217,16 @@ def test_there_must_be_one_answer_per_clip(answers, came):
     ],
 )
 def test_values_that_are_no_prediction_are_refused(name, values, message):
-    """A NaN, or raw logits, would be paid to the agent and ruin it quietly."""
+    """A NaN, or raw logits, would become the agent's reward and ruin it quietly."""
     good = np.zeros(3, np.float32)
-    answer = Prediction(**{"progress": good, "success": good, name: values})
+    wrong = Prediction(**{"progress": good, "success": good, name: values})
     with pytest.raises(RewardModelError, match=f"{name} .*{re.escape(message)}|{name} must be"):
-        check_prediction(Clip(video(), TASK), answer)
+        check_prediction(Clip(video(), TASK), wrong)
     with pytest.raises(RewardModelError, match=re.escape(message)):
-        check_predictions([Clip(video(), TASK)], [answer])
+        check_predictions([Clip(video(), TASK)], [wrong])
 
 
-def test_an_answer_must_be_a_prediction():
+def test_a_prediction_must_be_a_prediction_object():
     """A bare array would fail later, with an AttributeError that names no model."""
     with pytest.raises(RewardModelError, match=r"must return Prediction objects, got 0\.5"):
         check_predictions([Clip(video(), TASK)], [0.5])
@@ -242,8 +242,8 @@ def test_a_checkpoint_error_is_a_reward_model_error():
     assert issubclass(CheckpointError, RewardModelError)
 
 
-def test_a_model_that_wants_to_know_of_ended_streams_is_recognised():
-    """A caching engine would never be told to forget, and fill the GPU."""
+def test_a_model_with_a_release_method_is_a_releases_streams():
+    """A caching engine would never release its streams, and fill the GPU."""
 
     class Forgetful:
         def predict(self, clips: Any) -> list[Prediction]:
@@ -270,7 +270,7 @@ def test_tasks_may_be_in_any_sequence_or_array(several):
         ({"lift it": 1}, TypeError, "task must be a string .*, or a sequence of them"),
     ],
 )
-def test_tasks_that_are_none_are_refused(tasks, error, message):
+def test_arguments_that_are_no_tasks_are_refused(tasks, error, message):
     """The user would look for the mistake in the environments."""
     with pytest.raises(error, match=message):
         check_tasks(tasks, 2)

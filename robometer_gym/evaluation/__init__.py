@@ -28,7 +28,12 @@ if TYPE_CHECKING:
         value_order_correlation,
     )
     from robometer_gym.evaluation.overlay import write_overlay
-    from robometer_gym.evaluation.plots import plot_episodes, plot_losses, plot_scores
+    from robometer_gym.evaluation.plots import (
+        plot_episodes,
+        plot_learning_curves,
+        plot_losses,
+        plot_scores,
+    )
     from robometer_gym.evaluation.report import Report
     from robometer_gym.evaluation.rollout import evaluate
     from robometer_gym.evaluation.scoring import score_frames, score_video
@@ -44,6 +49,7 @@ __all__ = [
     "evaluate",
     "kendall_tau_a",
     "plot_episodes",
+    "plot_learning_curves",
     "plot_losses",
     "plot_scores",
     "policy_ranking",
@@ -73,7 +79,8 @@ __getattr__, __dir__ = lazy_names(
             "robometer_gym.evaluation.metrics",
         ),
         **dict.fromkeys(
-            ("plot_episodes", "plot_losses", "plot_scores"), "robometer_gym.evaluation.plots"
+            ("plot_episodes", "plot_learning_curves", "plot_losses", "plot_scores"),
+            "robometer_gym.evaluation.plots",
         ),
         **dict.fromkeys(("score_frames", "score_video"), "robometer_gym.evaluation.scoring"),
         **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Plots of episode traces (a film strip, progress and success beneath it) and of losses.
+"""Plots of episode traces (film strip, progress and success), of losses and of learning curves.
 
 Knows nothing of models or environments, and touches no global state of matplotlib: every plot is a
 `matplotlib.figure.Figure` of its own, drawn without a display.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from robometer_gym.evaluation.palette import DETECTED, GRID, INK, MUTED, PROGRESS, SUCCESS, TRUE
 from robometer_gym.reward_model import Frame
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_episodes", "plot_losses", "plot_scores"]
+__all__ = ["plot_episodes", "plot_learning_curves", "plot_losses", "plot_scores"]
 
 _WIDTH, _DPI = 10.0, 120  # inches; 1200 pixels
 _MARGIN = 0.7  # inches beside a film strip: the width of the curves' labels
@@ -159,6 +159,55 @@ def plot_losses(logged: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("loss", color=INK)
+    _style(axes)
+    axes.legend(frameon=False, labelcolor=INK)
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, format="png")
+
+
+def plot_learning_curves(
+    curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]],
+    path: str | os.PathLike[str],
+    *,
+    baselines: Mapping[str, float] | None = None,
+    title: str = "",
+) -> None:
+    """Draw success rates over training steps as a PNG, 1200 pixels wide.
+
+    Each curve is the mean over its runs, with a band from the lowest to the highest run.
+
+    Args:
+        curves: at most four labels, each with its runs: (P,) steps, the same for every run of a
+            label, and (P,) rates in [0, 1].
+        path: overwritten if it exists.
+        baselines: labels of dashed horizontal lines, and their rates.
+        title: above the curves.
+
+    Raises:
+        ValueError: more than four labels, a label without runs, or runs with other steps.
+        MissingDependencyError: matplotlib is missing.
+    """
+    colors = (PROGRESS, SUCCESS, TRUE, INK)
+    if len(curves) > len(colors):
+        raise ValueError(f"curves must be at most {len(colors)} labels, got {len(curves)}.")
+    figure = _new_figure(figsize=(_WIDTH, 4.0))
+    axes = figure.subplots()
+    for color, (label, runs) in zip(colors, curves.items(), strict=False):
+        if not runs or len({tuple(np.asarray(steps)) for steps, _ in runs}) != 1:
+            raise ValueError(
+                f"The runs of {label!r} must have the same steps, and be at least one."
+            )
+        steps, rates = runs[0][0], np.array([rates for _, rates in runs])
+        name = f"{label}, mean of {len(runs)} seeds" if len(runs) > 1 else label
+        axes.fill_between(steps, rates.min(0), rates.max(0), color=color, alpha=0.2, linewidth=0)
+        axes.plot(steps, rates.mean(0), "o-", color=color, linewidth=2, markersize=5, label=name)
+    for label, rate in (baselines or {}).items():
+        dashes: Any = (0, (4, 3))
+        axes.axhline(rate, color=MUTED, linewidth=1, linestyle=dashes, label=label)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_xlabel("environment steps", color=INK)
+    axes.set_ylabel("true success rate", color=INK)
+    axes.set_title(title, color=INK, parse_math=False)
     _style(axes)
     axes.legend(frameon=False, labelcolor=INK)
     figure.set_layout_engine("constrained")

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -33,7 +34,12 @@ from robometer_gym.tracking.settings import (
 )
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task, check_tasks
-from robometer_gym.wrappers.env_kinds import check_kind, env_factory
+from robometer_gym.wrappers.env_kinds import (
+    MONITOR_INSIDE,
+    check_kind,
+    env_factory,
+    refuse_compute_reward,
+)
 from robometer_gym.wrappers.frame_capture import (
     CAPTURE,
     REWARD,
@@ -74,14 +80,16 @@ class VecRobometerReward(VecEnvWrapper):
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
 
     Raises:
-        ValueError: environments without `FrameCapture`, a wrapper between them and this, a setting
-            out of range, a camera that the env does not have, an empty task.
+        ValueError: environments without `FrameCapture`, in a `Monitor` although detected success
+            ends episodes, a wrapper between them and this, a setting out of range, a camera that
+            the env does not have, an empty task; at step, a wrong number of actions.
         TypeError: an environment or a setting of the wrong kind, or an unknown setting.
         ResetNeeded: `step` before `reset`, or after an error.
         SubEnvironmentError: at reset and step, an environment raised, gave a bad frame, or its
             worker died. All episodes are over then.
         CheckpointError: at the first reset, a model that cannot be loaded.
         RewardModelError: predictions of the model that are invalid; the episodes are over, too.
+        NotImplementedError: `compute_reward`, which HerReplayBuffer calls for relabeled goals.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -107,6 +115,8 @@ class VecRobometerReward(VecEnvWrapper):
         _check_venv(venv)
         super().__init__(venv)
         chosen = read_settings(VecRobometerReward, settings)
+        if chosen.terminate_on_success and any(venv.env_is_wrapped(Monitor)):
+            raise ValueError(MONITOR_INSIDE)
         self._tasks = check_tasks(task, self.num_envs)
         self._next_tasks = self._tasks
         self._reward_model = LazyRewardModel.of(reward_model)
@@ -155,6 +165,11 @@ class VecRobometerReward(VecEnvWrapper):
         if idle := self.tracker.idle():
             raise ResetNeeded(
                 f"No episode is running in environment {idle[0]}: call reset() first."
+            )
+        if len(actions) != self.num_envs:
+            raise ValueError(
+                f"actions must hold one action for each of the {self.num_envs} environments; "
+                f"got {len(actions)}."
             )
         with report_dead_workers(self.venv):
             self.venv.step_async(actions)
@@ -236,6 +251,14 @@ class VecRobometerReward(VecEnvWrapper):
             )
         self._begin(envs, [info for _, info in resets], self._tasks)
 
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of environments; see `VecEnv.env_method`. HER's is refused."""
+        if method_name == "compute_reward":  # before a worker process dies of it
+            refuse_compute_reward()
+        return super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
+
     def close(self) -> None:
         """End all episodes and close the environments; no worker stays behind."""
         self.tracker.close()
@@ -254,12 +277,6 @@ def _check_venv(venv: VecEnv) -> None:
         raise ValueError(
             "SubprocVecEnv(..., start_method='fork') would wait for ever if a worker died: each "
             "worker holds the pipes of others open. Use 'forkserver', SB3's default, or 'spawn'."
-        )
-    if not all(venv.env_is_wrapped(FrameCapture)):
-        raise ValueError(
-            "Each environment must be in a FrameCapture, or its last frame would be lost: "
-            "make_robometer_vec_env does it, or "
-            "make_vec_env(..., wrapper_class=FrameCapture)."
         )
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Start",
     "Step",
     "Stream",
+    "read_reward",
     "read_true_success",
 ]
 
@@ -109,3 +110,21 @@ def read_true_success(info: Mapping[str, Any]) -> bool | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     return bool(value)
+
+
+def read_reward(reward: Any) -> float:
+    """Return an environment's own reward as a float.
+
+    Raises:
+        TypeError: no number: None, an array of another shape than (), text.
+
+    Example:
+        >>> read_reward(2)
+        2.0
+    """
+    if isinstance(reward, int | float) or getattr(reward, "shape", None) == ():
+        return float(reward)
+    raise TypeError(
+        f"The environment's reward must be a number, got {reward!r}. Return a float from its "
+        "step(), or wrap it in gymnasium.wrappers.TransformReward(env, lambda reward: ...)."
+    )

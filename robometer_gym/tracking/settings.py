@@ -52,6 +52,7 @@ class RewardOptions(TypedDict, total=False):
     terminate_on_success: bool
     camera: Camera | Mapping[str, Camera]
     frame_size: int | None
+    max_black_frames: int | None
     on_error: OnError
 
 
@@ -87,6 +88,9 @@ class RewardSettings:
             of these, name to camera: then one prediction is made per camera and the mean counts.
         frame_size: frames are shrunk so that their shortest edge is this many pixels; never
             enlarged. 240 is what the checkpoint was trained on. None keeps the source's size.
+        max_black_frames: a camera whose first frames are entirely black is refused after this many
+            of them: its renderer is probably broken. Other black frames go to the model, with one
+            warning. 1 refuses a black first frame; None never refuses.
         on_error: what happens when the model fails: "raise"; "hold" takes 0 for the model's part
             and keeps the last progress; "env" gives the environment's reward. The last two log a
             warning and count in `info["robometer/errors"]`. A model that cannot be loaded raises
@@ -117,13 +121,15 @@ class RewardSettings:
     terminate_on_success: bool = True
     camera: Camera | Mapping[str, Camera] = "render"
     frame_size: int | None = 240
+    max_black_frames: int | None = 10
     on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         for name in ("predict_every", "max_frames", "success_votes", "success_window"):
             self._check_count(name)
-        if self.frame_size is not None:
-            self._check_count("frame_size")
+        for name in ("frame_size", "max_black_frames"):
+            if getattr(self, name) is not None:
+                self._check_count(name)
         for name in ("gamma", "scale", "success_threshold", "success_bonus"):
             self._check_number(name)
         if not 0.0 <= self.gamma <= 1.0:

@@ -219,10 +219,11 @@ class EpisodeTracker:
                 start the next in one go. An episode that starts ends the one that was running.
         """
         flat: list[Clip] = []
-        clips: list[Sequence[Clip]] = []
+        clips_by_event: list[Sequence[Clip]] = []
         episodes, replaced = [], []
         for event in events:
             episode = self._episodes[event.env]
+            clips: Sequence[Clip] = ()
             if isinstance(event, Start):
                 replaced.append(episode)
                 episode = _Episode(
@@ -236,10 +237,12 @@ class EpisodeTracker:
                 episode.running = not (event.terminated or event.truncated)
                 if event.frames is not None:
                     episode.append(event.frames)
+            if event.frames is not None:
+                clips = episode.clips()
+                flat += clips
             episodes.append(episode)
-            clips.append(() if event.frames is None else episode.clips())
-            flat += clips[-1]
-        return Pending(flat, events, clips, episodes, replaced)
+            clips_by_event.append(clips)
+        return Pending(flat, events, clips_by_event, episodes, replaced)
 
     def settle(
         self,
@@ -262,11 +265,15 @@ class EpisodeTracker:
             RewardModelError: an answer that is no prediction, where `on_error` is "raise".
             Exception: `answer`, if it is one, likewise.
         """
-        try:
-            predictions = self._check(pending, answer)
-        except BaseException:
-            self.discard(pending)
-            raise
+        predictions: Sequence[Sequence[Prediction] | None]
+        if pending.clips:
+            try:
+                predictions = self._check(pending, answer)
+            except BaseException:
+                self.discard(pending)
+                raise
+        else:
+            predictions = [()] * len(pending.events)
         for episode in pending.replaced:
             self._release(episode)
         outcomes = []
@@ -331,8 +338,6 @@ class EpisodeTracker:
         self, pending: Pending, answer: Sequence[Prediction] | Exception
     ) -> list[Sequence[Prediction] | None]:
         """Return the predictions of each event: none where none was due, None where it failed."""
-        if not pending.clips:
-            return [()] * len(pending.events)
         try:
             if isinstance(answer, Exception):
                 raise answer

@@ -140,7 +140,7 @@ class FrameHistory:
         return _spread(self._appended, self._max_frames, self._stride, newest)
 
 
-@lru_cache(32)  # environments that run in step ask for the same, one after the other
+@lru_cache(32)  # environments that run in step need the same, one after the other
 def _spread(appended: int, wanted: int, stride: int, newest: int) -> tuple[int, ...]:
     """Return which held frames to show: the one nearest to each that is wanted."""
     numbers = linspace_indices(appended, wanted)

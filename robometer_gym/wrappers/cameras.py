@@ -6,6 +6,7 @@ renderer writes to again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,15 +14,13 @@ import gymnasium as gym
 import numpy as np
 
 from robometer_gym.reward_model import Frame
-from robometer_gym.tracking.settings import Camera
+from robometer_gym.tracking.settings import Camera, RewardSettings
 from robometer_gym.tracking.window import shrink
+from robometer_gym.wrappers.frame_copier import FrameCopier
 
 __all__ = ["Cameras"]
 
-_BLACK = (
-    "Frame from {source} is entirely black, so the model would judge nothing. "
-    "Is the renderer working (headless machines: MUJOCO_GL=egl), and the camera name right?"
-)
+logger = logging.getLogger(__name__)
 
 
 class Cameras:
@@ -31,6 +30,7 @@ class Cameras:
         camera: see `robometer_gym.tracking.settings.RewardSettings`.
         frame_size: shortest edge of the frames in pixels, or None.
         env: the environment to read, checked at once for cameras that cannot work.
+        max_black_frames: see `robometer_gym.tracking.settings.RewardSettings`.
 
     Raises:
         ValueError: the env was made without render_mode="rgb_array", or its observation has no
@@ -49,12 +49,17 @@ class Cameras:
         camera: Camera | Mapping[str, Camera],
         frame_size: int | None,
         env: gym.Env[Any, Any],
+        max_black_frames: int | None = RewardSettings.max_black_frames,
     ) -> None:
         if isinstance(camera, Mapping):
             self._sources = dict(camera)
         else:
             self._sources = {camera if isinstance(camera, str) else "camera": camera}
         self._frame_size = frame_size
+        self._copiers = {name: FrameCopier() for name in self._sources}
+        self._max_black_frames = max_black_frames
+        self._black_frames = dict.fromkeys(self._sources, 0)  # until another frame has been seen
+        self._warned_of_black = False
         for source in self._sources.values():
             _check_source(source, env)
 
@@ -70,14 +75,40 @@ class Cameras:
             out of any buffer that the source may write to again.
 
         Raises:
-            ValueError: a frame of another shape or dtype, or a black one.
+            ValueError: a frame of another shape or dtype, or a camera that has shown nothing but
+                black.
         """
         frames = {}
         for name, source in self._sources.items():
             frame = _read_source(source, env, observation)
+            # The middle row clears nearly every frame; only a suspect is checked in full.
+            if frame[len(frame) // 2].any() or frame.any():
+                self._black_frames.pop(name, None)
+            else:
+                self._handle_black_frame(name)
             small = shrink(frame, self._frame_size)
-            frames[name] = frame.copy() if small is frame else small
+            frames[name] = self._copiers[name].copy(frame) if small is frame else small
         return frames
+
+    def _handle_black_frame(self, name: str) -> None:
+        """Raise if the camera has shown nothing else for too long; else warn once and go on."""
+        if name in self._black_frames and self._max_black_frames is not None:
+            self._black_frames[name] += 1
+            if self._black_frames[name] >= self._max_black_frames:
+                raise ValueError(
+                    f"The first {self._max_black_frames} frames of camera {name!r} are entirely "
+                    "black, so the model would judge nothing. Is the renderer working (headless "
+                    "machines: MUJOCO_GL=egl; no SDL_VIDEODRIVER=dummy), and the camera right? "
+                    "If black is what it shows, set max_black_frames to a larger number or None."
+                )
+        if not self._warned_of_black:
+            self._warned_of_black = True
+            logger.warning(
+                "A frame of camera %r is entirely black. It goes to the model as it is; a camera "
+                "whose first %s frames are all black is refused (max_black_frames).",
+                name,
+                self._max_black_frames,
+            )
 
 
 def _check_source(source: Camera, env: gym.Env[Any, Any]) -> None:
@@ -86,7 +117,9 @@ def _check_source(source: Camera, env: gym.Env[Any, Any]) -> None:
             raise ValueError(
                 "camera='render' needs an env made with render_mode='rgb_array', "
                 f"got render_mode={env.render_mode!r}: "
-                "gym.make(..., render_mode='rgb_array'), or give an observation key as camera."
+                "gym.make(..., render_mode='rgb_array'), or give an observation key as camera. If "
+                "its render() returns RGB frames nevertheless: "
+                "camera=lambda env, observation: env.render()."
             )
     elif isinstance(source, str):
         space = env.observation_space
@@ -126,7 +159,4 @@ def _check_frame(frame: Any, source: str) -> Frame:
             f"Frame from {source} must be (H, W, 3) uint8 RGB; got {tuple(shape)} {dtype}. "
             "Give camera=lambda env, observation: ... that converts it."
         )
-    # The middle row clears nearly every frame; only a suspect is checked in full.
-    if not frame[len(frame) // 2].any() and not frame.any():
-        raise ValueError(_BLACK.format(source=source))
     return np.asarray(frame)

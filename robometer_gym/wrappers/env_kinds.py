@@ -1,4 +1,4 @@
-"""Env factories and env-kind checks.
+"""Env factories, env-kind checks, and refusals that the wrappers share.
 
 Every error names the wrapper or the argument that fits instead. Knows nothing of rewards, and
 imports no Stable-Baselines3: a caller with a VecEnv has imported it already.
@@ -9,13 +9,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-__all__ = ["Kind", "check_kind", "env_factory", "kind_of"]
+__all__ = [
+    "MONITOR_INSIDE",
+    "Kind",
+    "check_kind",
+    "env_factory",
+    "kind_of",
+    "refuse_compute_reward",
+    "refuse_monitor",
+]
 
 Kind = Literal["gymnasium.Env", "gymnasium.vector.VectorEnv", "VecEnv of Stable-Baselines3"]
 
@@ -78,3 +86,43 @@ def env_factory(
             f"makes one (lambda: ...), not an environment; got {env!r}."
         )
     return partial(env, **(env_kwargs or {}))
+
+
+def refuse_compute_reward(*_: Any, **__: Any) -> NoReturn:
+    """Refuse `compute_reward`, the method from which HER gets the rewards of relabeled goals.
+
+    Without this it would be found in the environment inside, and HER would learn from that
+    environment's rewards.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(
+        "compute_reward: a reward model needs frames and a task, and a relabeled goal (HER) has "
+        "neither. Use another replay buffer, such as SAC's default."
+    )
+
+
+def refuse_monitor(env: gym.Env[Any, Any]) -> None:
+    """Raise if SB3's `Monitor` is inside `env`, where it misses ends by detected success.
+
+    `evaluate_policy` would wait for its episodes for ever, and its returns are the environment's.
+
+    Raises:
+        ValueError: it is.
+    """
+    monitor = sys.modules.get("stable_baselines3.common.monitor")
+    layer: Any = env
+    while monitor is not None and isinstance(layer, gym.Wrapper):
+        if isinstance(layer, monitor.Monitor):
+            raise ValueError(MONITOR_INSIDE)
+        layer = layer.env
+
+
+MONITOR_INSIDE = (
+    "Stable-Baselines3's Monitor is inside: it counts the environment's own rewards and misses "
+    "episodes that a detected success ends, so evaluate_policy would never return. Put it outside: "
+    "Monitor(RobometerRewardWrapper(env, ...)), VecMonitor(VecRobometerReward(venv, ...)) as "
+    "make_robometer_vec_env does, or set terminate_on_success=False."
+)
+"""Message of `refuse_monitor`."""

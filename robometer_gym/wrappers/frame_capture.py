@@ -17,9 +17,10 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from robometer_gym.reward_model import Frame
-from robometer_gym.tracking.events import Event, Start, Step
+from robometer_gym.tracking.events import Event, Start, Step, read_reward
 from robometer_gym.tracking.settings import RewardSettings
 from robometer_gym.wrappers.cameras import Cameras
+from robometer_gym.wrappers.env_kinds import refuse_compute_reward
 from robometer_gym.wrappers.shared_frames import (
     FrameBundle,
     SharedFrameReader,
@@ -93,9 +94,13 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     env_index: int | None = None
     """Set by `begin_captures` in the outer wrapper's process: errors are raised here, with it."""
 
+    compute_reward = refuse_compute_reward
+
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
+        if env.metadata is None:  # robosuite's; SyncVectorEnv adds to it
+            self.metadata = {}
         self._settings: RewardSettings | None = None
         self._cameras: Cameras | None = None
         self._sends_rewards = False
@@ -116,7 +121,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """
         chosen = cloudpickle.loads(settings)
         try:
-            self._cameras = Cameras(chosen.camera, chosen.frame_size, self.env)
+            self._cameras = Cameras(
+                chosen.camera, chosen.frame_size, self.env, chosen.max_black_frames
+            )
         except ValueError as error:
             return str(error)
         self._settings, self._sends_rewards = chosen, send_rewards
@@ -155,7 +162,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             due = self._settings.due(self._steps, bool(terminated or truncated))
-            reward = float(reward)
+            reward = read_reward(reward)
             if due:
                 frames = self._capture_frames(observation)
                 info = {**info, CAPTURE: Capture(self._steps, reward, frames)}
@@ -194,8 +201,22 @@ def begin_captures(
         send_rewards: see `FrameCapture.begin_capture`.
 
     Raises:
-        ValueError: a camera that a sub-environment does not have.
+        ValueError: a sub-environment whose outermost wrapper is not FrameCapture, or without the
+            camera.
     """
+    if not all(call("has_wrapper_attr", "begin_capture")):
+        raise ValueError(
+            "Each sub-environment must be in a FrameCapture, or its last frame would be lost: "
+            "lambda: FrameCapture(gym.make(...)) as function that makes it. make_robometer_vec "
+            "and make_robometer_vec_env do it."
+        )
+    for outermost in call("class_name"):
+        if outermost != FrameCapture.__name__:
+            raise ValueError(
+                f"FrameCapture must be the outermost wrapper of each sub-environment, but "
+                f"{outermost} is outside it: that would change rewards, end episodes or keep state "
+                "behind its back. Put it inside: FrameCapture(...(env))."
+            )
     for problem in call("begin_capture", cloudpickle.dumps(settings), send_rewards):
         if problem is not None:
             raise ValueError(problem)

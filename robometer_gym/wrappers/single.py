@@ -6,10 +6,13 @@ nothing of when a prediction is due, of windows, or of how progress becomes a re
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import fields
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import RecordConstructorArgs
 from typing_extensions import Unpack
@@ -20,8 +23,7 @@ from robometer_gym.models.loading import (
     RewardModelLike,
     is_name,
 )
-from robometer_gym.reward_model import Frame
-from robometer_gym.tracking.events import Start, Step, read_true_success
+from robometer_gym.tracking.events import Start, Step, read_reward, read_true_success
 from robometer_gym.tracking.settings import (
     RewardOptions,
     expose_settings_in_signature,
@@ -30,9 +32,11 @@ from robometer_gym.tracking.settings import (
 from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
 from robometer_gym.validation import check_task
 from robometer_gym.wrappers.cameras import Cameras
-from robometer_gym.wrappers.env_kinds import check_kind
+from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward, refuse_monitor
 
 __all__ = ["RobometerRewardWrapper"]
+
+logger = logging.getLogger(__name__)
 
 
 @expose_settings_in_signature
@@ -67,14 +71,17 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
 
     Raises:
-        ValueError: an environment that is wrapped already, a setting out of range, a camera that
-            the env does not have, an empty task; at reset and step, a frame that is black or not
-            (H, W, 3) uint8.
-        TypeError: an environment or a setting of the wrong kind, or an unknown setting.
+        ValueError: an environment that is wrapped already, or in SB3's `Monitor` although detected
+            success ends episodes; a setting out of range, a camera that the env does not have, an
+            empty task; at reset and step, a frame that is not (H, W, 3) uint8, or a camera that
+            has shown nothing but black.
+        TypeError: an environment or a setting of the wrong kind, or an unknown setting; at step,
+            an environment's reward that is no number.
+        NotImplementedError: `compute_reward`, for HER's relabeled goals.
         ResetNeeded: `step` before `reset`, or after the episode has ended; a refused frame ends
             it, a failed prediction does not.
         CheckpointError: at the first reset, a model that cannot be loaded.
-        RewardModelError: predictions of the model that are invalid (a NaN, say).
+        RewardModelError: predictions of the model that are invalid (a NaN, for example).
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -91,6 +98,8 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         [0.0, 0.375, 0.0, 0.25]
     """
 
+    compute_reward = refuse_compute_reward
+
     def __init__(
         self,
         env: gym.Env[Any, Any],
@@ -105,6 +114,8 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
                 "camera a dict; for other settings make the environment again."
             )
         chosen = read_settings(RobometerRewardWrapper, settings)
+        if chosen.terminate_on_success:
+            refuse_monitor(env)
         model = LazyRewardModel.of(reward_model)
         self._task = check_task(task)
         RecordConstructorArgs.__init__(
@@ -115,10 +126,22 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             **{name: getattr(chosen, name) for name in settings},
         )
         gym.Wrapper.__init__(self, env)
-        self._cameras = Cameras(chosen.camera, chosen.frame_size, env)
+        if env.metadata is None:  # robosuite's; other wrappers read it
+            self.metadata = {}
+        self._cameras = Cameras(chosen.camera, chosen.frame_size, env, chosen.max_black_frames)
         self._reward_model = model
         self.tracker = EpisodeTracker(chosen, model)
         """Follows the episode; `RecordTraces` and other listeners attach to it."""
+        self._unscored_steps = 0  # since the latest prediction
+        self._warned_of_cut = False
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override] # a property in Wrapper as well
+        """The spec from which `gym.make` rebuilds this environment, wrapper and all."""
+        spec = super().spec
+        if spec is None or isinstance(spec, _RewardedSpec):
+            return spec
+        return _RewardedSpec(**{f.name: getattr(spec, f.name) for f in fields(spec) if f.init})
 
     @property
     def task(self) -> str:
@@ -136,6 +159,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         """
         task = (options or {}).get("task")
         task = self._task if task is None else check_task(task)
+        self._check_cut()
         self.tracker.end(0)  # also if the environment fails now
         self._reward_model.load()  # before the first frame is drawn
         observation, info = self.env.reset(seed=seed, options=options)
@@ -147,20 +171,26 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         """Make one step and compute its reward; see the class for the infos."""
         if not self.tracker.running(0):
             raise ResetNeeded(
-                "No episode is running: call reset() first. "
-                "(An episode also ends when success is detected; see terminate_on_success.)"
+                "No episode is running: call reset() first. (An episode also ends when success is "
+                "detected, see terminate_on_success; gymnasium.wrappers.Autoreset goes outside "
+                "this wrapper.)"
             )
         observation, reward, terminated, truncated, info = self.env.step(action)
         due = self.tracker.due(0, ended=bool(terminated or truncated))
-        step = Step(
-            env=0,
-            reward=float(reward),
-            terminated=bool(terminated),
-            truncated=bool(truncated),
-            frames=self._read_frames(observation) if due else None,
-            true_success=read_true_success(info),
-        )
+        try:
+            step = Step(
+                env=0,
+                reward=read_reward(reward),
+                terminated=bool(terminated),
+                truncated=bool(truncated),
+                frames=self._cameras.read(self.env, observation) if due else None,
+                true_success=read_true_success(info),
+            )
+        except BaseException:
+            self.tracker.end(0)  # this step is missing: the window no longer fits the episode
+            raise
         (outcome,) = self.tracker.advance([step])
+        self._unscored_steps = 0 if due else self._unscored_steps + 1
         return (
             observation,
             outcome.reward,
@@ -169,14 +199,38 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
             {**info, **outcome.info},
         )
 
-    def _read_frames(self, observation: Any) -> dict[str, Frame]:
-        try:
-            return self._cameras.read(self.env, observation)
-        except BaseException:
-            self.tracker.end(0)  # a frame is missing: the window no longer fits the episode
-            raise
+    def _check_cut(self) -> None:
+        """Warn once if a reset loses the reward of a running episode's last steps."""
+        if self.tracker.running(0) and self._unscored_steps and not self._warned_of_cut:
+            self._warned_of_cut = True
+            logger.warning(
+                "reset() came %d steps after the last prediction of a running episode: the reward "
+                "of these steps is lost. If a wrapper outside ends episodes (TimeLimit), put it "
+                "inside: RobometerRewardWrapper(TimeLimit(env, ...), ...).",
+                self._unscored_steps,
+            )
+        self._unscored_steps = 0
 
     def close(self) -> None:
         """End the episode and close the environment."""
         self.tracker.close()
         super().close()
+
+
+class _RewardedSpec(EnvSpec):
+    """An EnvSpec whose `to_json` names the arguments that do not go into JSON."""
+
+    def to_json(self) -> str:
+        """Return the spec as JSON.
+
+        Raises:
+            TypeError: a reward model or a camera in it is an object, not a name.
+        """
+        try:
+            return super().to_json()
+        except TypeError as error:
+            raise TypeError(
+                f"This spec does not go into JSON ({error}). Give RobometerRewardWrapper names: a "
+                "hub id, a folder or 'demo' as reward_model, 'render' or an observation key as "
+                "camera. gym.make(env.spec) works with objects as well."
+            ) from error

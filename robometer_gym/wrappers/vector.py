@@ -7,23 +7,19 @@ how progress becomes a reward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import (
-    AsyncVectorEnv,
     AutoresetMode,
-    SyncVectorEnv,
     VectorEnv,
     VectorWrapper,
 )
 from gymnasium.vector.utils import iterate
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
@@ -36,10 +32,9 @@ from robometer_gym.tracking.settings import (
 )
 from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
 from robometer_gym.validation import check_task, check_tasks
-from robometer_gym.wrappers.env_kinds import check_kind, env_factory
+from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward
 from robometer_gym.wrappers.frame_capture import (
     CaptureReader,
-    FrameCapture,
     begin_captures,
 )
 from robometer_gym.wrappers.vector_infos import (
@@ -51,7 +46,7 @@ from robometer_gym.wrappers.vector_infos import (
 )
 from robometer_gym.wrappers.worker_failures import close_workers, report_dead_workers
 
-__all__ = ["RobometerVectorRewardWrapper", "make_robometer_vec"]
+__all__ = ["RobometerVectorRewardWrapper"]
 
 if TYPE_CHECKING:
     _VectorWrapper = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
@@ -87,8 +82,9 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
 
     Raises:
-        ValueError: sub-environments without `FrameCapture`, one that is wrapped already, a setting
-            out of range, a camera that the env does not have, an empty task.
+        ValueError: sub-environments whose outermost wrapper is not `FrameCapture`, a vector
+            wrapper between them and this, a setting out of range, a camera that the env does not
+            have, an empty task; at step, a wrong number of actions.
         TypeError: an environment or a setting of the wrong kind, or an unknown setting.
         ResetNeeded: `step` before `reset`, after an error, or while an ended episode waits for
             its reset.
@@ -96,11 +92,14 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             worker died. All episodes are over then.
         CheckpointError: at the first reset, a model that cannot be loaded.
         RewardModelError: predictions of the model that are invalid; the episodes are over, too.
+        NotImplementedError: `compute_reward`, for HER's relabeled goals.
 
     Example:
         >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
+        >>> from gymnasium.vector import SyncVectorEnv
+        >>> from robometer_gym import FrameCapture
         >>> envs = RobometerVectorRewardWrapper(
-        ...     gym.vector.SyncVectorEnv([lambda: FrameCapture(CountingEnv())] * 2),
+        ...     SyncVectorEnv([lambda: FrameCapture(CountingEnv())] * 2),
         ...     task="push the block",
         ...     reward_model=ScriptedRewardModel(progress=[0.0, 0.0, 0.25, 0.5]),
         ...     predict_every=1,
@@ -109,6 +108,8 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         >>> envs.step(envs.action_space.sample())[1].tolist()
         [0.25, 0.5]
     """
+
+    compute_reward = refuse_compute_reward
 
     def __init__(
         self,
@@ -120,6 +121,12 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         check_kind(env, "gymnasium.vector.VectorEnv")
         if find_tracker(env) is not None:
             raise ValueError("These environments are in a RobometerVectorRewardWrapper already.")
+        if isinstance(env, VectorWrapper):
+            raise ValueError(
+                "RobometerVectorRewardWrapper goes directly around SyncVectorEnv or "
+                f"AsyncVectorEnv, got {type(env).__name__}: rewards and resets would go past it. "
+                "Put it outside."
+            )
         chosen = read_settings(RobometerVectorRewardWrapper, settings)
         self._tasks = check_tasks(task, env.num_envs)
         self._reward_model = LazyRewardModel.of(reward_model)
@@ -134,11 +141,6 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
                 "SyncVectorEnv or an AsyncVectorEnv, as make_robometer_vec does."
             )
         with report_dead_workers(self._core):
-            if not all(self._core.call("has_wrapper_attr", "begin_capture")):
-                raise ValueError(
-                    "Each sub-environment must be in a FrameCapture, or its last frame would be "
-                    "lost: gym.make_vec(..., wrappers=[FrameCapture]), or make_robometer_vec."
-                )
             begin_captures(self._core, self._core.call, chosen, send_rewards=False)
         self._resets_next_step = [False] * self.num_envs  # under NEXT_STEP, after an end
 
@@ -181,16 +183,29 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
     def step(
         self, actions: Any
     ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
-        """Step all environments and compute their rewards; see the class for the infos."""
+        """Step all environments and compute their rewards; see the class for the infos.
+
+        A wrong number of actions, or an environment that waits for its reset, raises before any
+        environment has moved.
+        """
         self._check_running()
+        self._check_actions(actions)
         try:
             return self._step(actions)
         except BaseException:
             self._end_all()  # the other environments' steps are lost: all need a reset
             raise
 
+    def _check_actions(self, actions: Any) -> None:
+        batch = isinstance(actions, np.ndarray | list)
+        count = len(actions) if batch else len(list(iterate(self.action_space, actions)))
+        if count != self.num_envs:
+            raise ValueError(
+                f"actions must hold one action for each of the {self.num_envs} environments; "
+                f"got {count}."
+            )
+
     def _check_running(self) -> None:
-        """Refuse to step an environment that waits for its reset, before any has moved."""
         for env in self.tracker.idle():
             if not self._resets_next_step[env]:
                 raise ResetNeeded(
@@ -300,69 +315,3 @@ def _check_mask(mask: Any, num_envs: int) -> None:
             f"options['reset_mask'] must be a NumPy array of {num_envs} bools, at least one "
             f"of them True, such as np.array([...], bool); got {mask!r}."
         )
-
-
-@expose_settings_in_signature
-def make_robometer_vec(
-    env: str | gym.envs.registration.EnvSpec | Callable[..., gym.Env[Any, Any]],
-    task: str | Sequence[str],
-    num_envs: int = 1,
-    reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
-    *,
-    vectorization_mode: Literal["sync", "async"] = "sync",
-    env_kwargs: dict[str, Any] | None = None,
-    vector_kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
-    **settings: Unpack[RewardOptions],
-) -> RecordEpisodeStatistics[Any, Any]:
-    """Make a vector environment with model rewards, every wrapper in its place.
-
-    From the inside: the environment, `wrappers`, `FrameCapture`, the vector environment,
-    `RobometerVectorRewardWrapper`, `RecordEpisodeStatistics` (so that it counts our rewards).
-
-    Args:
-        env: an id, a spec, or a function or class that makes an environment.
-        task: see `RobometerVectorRewardWrapper`.
-        num_envs: number of environments.
-        reward_model: see `RobometerVectorRewardWrapper`.
-        vectorization_mode: "sync" steps them one after the other, "async" in processes.
-        env_kwargs: for `gym.make`, or for the function. An id is made with
-            render_mode="rgb_array" unless they set another one.
-        vector_kwargs: for `SyncVectorEnv` or `AsyncVectorEnv`: `autoreset_mode`, `context`, ...
-        wrappers: applied to each environment, the first one innermost.
-        **settings: see `robometer_gym.tracking.settings.RewardSettings`.
-
-    Raises:
-        ValueError: an unknown mode; see `RobometerVectorRewardWrapper` for the rest.
-        TypeError: a finished environment; an unknown setting.
-
-    Example:
-        >>> from robometer_gym.testing import CountingEnv, ScriptedRewardModel
-        >>> model = ScriptedRewardModel(progress=lambda clip: clip.steps[-1] / 8)
-        >>> envs = make_robometer_vec(CountingEnv, "push it", 2, model, env_kwargs={"lengths": [4]})
-        >>> _ = envs.reset(seed=0)
-        >>> [envs.step([0, 0])[1].tolist() for _ in range(4)][-1]
-        [0.5, 0.5]
-    """
-    if vectorization_mode not in ("sync", "async"):
-        raise ValueError(
-            f"vectorization_mode must be 'sync' or 'async', got {vectorization_mode!r}."
-        )
-    check_tasks(task, num_envs)
-    read_settings(make_robometer_vec, settings)  # before an environment is made
-    make = env_factory(env, env_kwargs)
-
-    def captured() -> gym.Env[Any, Any]:
-        single = make()
-        for wrapper in wrappers:
-            single = wrapper(single)
-        return FrameCapture(single)
-
-    kind = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
-    envs = kind([captured] * num_envs, **(vector_kwargs or {}))
-    try:
-        rewarded = RobometerVectorRewardWrapper(envs, task, reward_model, **settings)
-    except BaseException:
-        envs.close()
-        raise
-    return RecordEpisodeStatistics(rewarded)

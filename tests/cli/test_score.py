@@ -88,7 +88,7 @@ def test_an_array_with_a_rate_is_sampled(tmp_path, model):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--task", " "), "task must say what the robot should do"),
+        (("--task", " "), "task must describe what the robot should do"),
         (("--fps", "0"), "fps must be a number of frames per second > 0, got 0.0."),
         (("--success-threshold", "2"), "success_threshold must be a probability in [0, 1], got 2"),
     ],

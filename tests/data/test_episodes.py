@@ -138,7 +138,7 @@ BAD = {
     "nothing": ({}, "it lacks video, task, outcome; it has nothing"),
     "null": ({**GOOD, "outcome": None}, "it lacks outcome; it has video, task"),
     "outcome": ({**GOOD, "outcome": "success"}, r"outcome must be one of \('successful', .*'succe"),
-    "blank task": ({**GOOD, "task": " "}, "task must say what the robot should do, got ' '"),
+    "blank task": ({**GOOD, "task": " "}, "task must describe what the robot should do, got ' '"),
     "task": ({**GOOD, "task": 3}, "task must be str, got 3"),
     "video": ({**GOOD, "video": ["video.mp4"]}, r"video must be str, got \['video.mp4'\]"),
     "partial": (

@@ -135,7 +135,7 @@ def test_wrong_frames_and_tasks_are_refused(window):
     """An empty video would give empty scores, and a blank task scores of nothing."""
     with pytest.raises(ValueError, match="at least one frame"):
         score_frames(ScriptedRewardModel(), [], "open", window=window)
-    with pytest.raises(ValueError, match="task must say what the robot should do"):
+    with pytest.raises(ValueError, match="task must describe what the robot should do"):
         score_frames(ScriptedRewardModel(), numbered(3), " ", window=window)
 
 

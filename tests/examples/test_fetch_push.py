@@ -1,6 +1,6 @@
-"""A simulated robot under the wrapper: MuJoCo, real pictures, a checkpoint that is really run.
+"""A simulated robot under the wrapper: MuJoCo, rendered frames, a real checkpoint.
 
-What draws needs the extra "robots" and OpenGL, and skips, saying so, where one is missing.
+Tests that render need the extra "robots" and OpenGL, and skip with a reason if one is missing.
 """
 
 import importlib.util
@@ -26,23 +26,23 @@ from tests.paths import ROOT
 EXAMPLE = ROOT / "examples" / "fetch_push.py"
 REACH, PUSH = "FetchReach-v4", "FetchPush-v4"
 ONE_CONTEXT = "import mujoco; mujoco.GLContext(64, 64).free()"
-OUTSIDE = dict(os.environ)  # as a user has it: the example adds to it
+OUTSIDE = dict(os.environ)  # a user's: the example adds to it
 
 
 def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A fresh Python: what OpenGL and MuJoCo read, and what is imported first, is decided once."""
+    """Run a fresh Python: OpenGL and MuJoCo read the environment once, and import order matters."""
     return subprocess.run(
         [sys.executable, *command],
         capture_output=True,
         text=True,
         env={**OUTSIDE, "OMP_NUM_THREADS": "1", **variables},
-        timeout=300,
+        timeout=900,
     )
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    """The example as a module: the folder is not a package."""
+    """Return the example as a module: the folder is not a package."""
     spec = importlib.util.spec_from_file_location("fetch_push", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -53,7 +53,7 @@ def example() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def _robots() -> Iterator[None]:
-    """Skip where there is no robot or no OpenGL; whether the example works is not asked here."""
+    """Skip without a robot or OpenGL; the example itself is not run here."""
     for package in ("gymnasium_robotics", "mujoco"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}: pip install 'robometer-gym[robots]'")
@@ -71,7 +71,7 @@ def _robots() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    """A small Robometer in a folder. Unlike the demo it says something else of every picture."""
+    """Return the folder of a small Robometer whose predictions differ from frame to frame."""
     processor = RobometerProcessor(byte_tokenizer([]), ImageSettings())
     config = demo_config(processor)
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -80,24 +80,26 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 @pytest.mark.usefixtures("_robots")
-def test_reach_is_paid_from_its_camera_for_200_steps(example, checkpoint):
-    """An agent would be paid for pictures that are black, old or not there, or in another world."""
+def test_reach_is_rewarded_from_its_camera_for_200_steps(example, checkpoint):
+    """An agent would be rewarded for black, stale or missing frames, or another world's."""
     robot = example.make_robot(REACH)
-    bare = gym.make(f"gymnasium_robotics:{REACH}")  # the same world, which nobody looks at
+    bare = gym.make(f"gymnasium_robotics:{REACH}")  # the same world, never rendered
     env = RobometerRewardWrapper(
         robot,
         example.TASKS[REACH],
         checkpoint,
-        predict_every=8,  # so that the last step is none of those
+        predict_every=8,  # the last step is no multiple
         scale=2.0,
         terminate_on_success=False,
     )
     shown: list[Any] = []
-    env.tracker.watchers.append(lambda clips, answers, seconds: shown.extend(clips))
+    env.tracker.listeners.append(
+        lambda settled, seconds: shown.extend(clip for each in settled for clip in each.clips)
+    )
     rng = np.random.default_rng(0)
     for episode in range(4):
         observation, info = env.reset(seed=episode)
-        baseline, paid = info["robometer/progress"], 0.0
+        baseline, total = info["robometer/progress"], 0.0
         expected, _ = bare.reset(seed=episode)
         for step in range(1, 51):
             near = {key: pytest.approx(value, abs=1e-6) for key, value in expected.items()}
@@ -109,23 +111,23 @@ def test_reach_is_paid_from_its_camera_for_200_steps(example, checkpoint):
             )
             observation, reward, terminated, truncated, info = env.step(action)
             expected, own_reward, _, _, own_info = bare.step(action)
-            paid += float(reward)
+            total += float(reward)
             assert info["env_reward"] == own_reward
             assert info["is_success"] == own_info["is_success"]
             assert info["robometer/predicted"] == (step in (8, 16, 24, 32, 40, 48, 50))
             assert (terminated, truncated) == (False, step == 50)
-        assert paid == pytest.approx(2.0 * (info["robometer/progress"] - baseline), abs=1e-9)
-        assert abs(paid) > 1e-5  # else the line above says little
+        assert total == pytest.approx(2.0 * (info["robometer/progress"] - baseline), abs=1e-9)
+        assert abs(total) > 1e-5  # else the line above means little
         assert shown[-1].steps[-1] == 50
         np.testing.assert_array_equal(shown[-1].frames[-1], env.render())
         assert info["is_success"] == (episode == 3)
     env.close()
     bare.close()
     assert len(shown) == 4 * 8  # at reset, and at seven steps
-    pictures = [clip.frames[-1] for clip in shown]
-    assert {picture.shape for picture in pictures} == {(240, 240, 3)}
-    assert min(picture.std() for picture in pictures) > 30
-    assert len({picture.tobytes() for picture in pictures[:24]}) == 24  # in the last, it rests
+    frames = [clip.frames[-1] for clip in shown]
+    assert {frame.shape for frame in frames} == {(240, 240, 3)}
+    assert min(frame.std() for frame in frames) > 30
+    assert len({frame.tobytes() for frame in frames[:24]}) == 24  # in the last episode, it rests
 
 
 WRAPPED = {
@@ -137,8 +139,8 @@ WRAPPED = {
 
 @pytest.mark.usefixtures("_robots")
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_model_that_is_given_by_name_is_loaded_before_anything_is_drawn(kind):
-    """Without a GPU the first reset would be a segmentation fault: see EpisodeTracker.load."""
+def test_a_model_given_by_name_is_loaded_before_rendering(kind):
+    """Without a GPU the first reset would be a segmentation fault: triton after Mesa crashes."""
     if kind == "sb3":
         pytest.importorskip("stable_baselines3")
     program = f"""
@@ -159,19 +161,19 @@ env.close()
 
 
 @pytest.mark.usefixtures("_robots")
-def test_example_shows_two_policies_and_a_third_that_learns(tmp_path):
-    """What the README tells the owner of a robot to run would end in a traceback, or in a crash."""
+def test_the_example_runs_two_policies_and_trains_a_third(tmp_path):
+    """The README's command for the owner of a robot would end in a traceback, or in a crash."""
     pytest.importorskip("stable_baselines3")
     short = ["--episodes", "1", "--train", "--steps", "110", "--out", str(tmp_path)]
     done = run(str(EXAMPLE), "--env", REACH, *short)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     (scripted,) = [row for row in rows if row[:1] == ["scripted"]]
-    (by_chance,) = [row for row in rows if row[:1] == ["random"]]
-    (learnt,) = [row for row in rows if row[:1] == ["SAC"]]
+    (random,) = [row for row in rows if row[:1] == ["random"]]
+    (trained,) = [row for row in rows if row[:1] == ["SAC"]]
     assert scripted[-2:] == ["step", "4"]
-    assert by_chance[-1] == "no"
-    assert learnt[1] == "50"
+    assert random[-1] == "no"
+    assert trained[1] == "50"
     assert "its numbers mean nothing here" in done.stdout
     names = ["SAC/episode-000.mp4", "random/report.md", "scripted/episode-000.mp4", "sac.zip"]
     assert all((tmp_path / name).stat().st_size > 0 for name in names)
@@ -179,7 +181,7 @@ def test_example_shows_two_policies_and_a_third_that_learns(tmp_path):
 
 @pytest.mark.usefixtures("_robots")
 def test_scripted_policy_pushes_the_block_to_the_target(example):
-    """The example would compare a model with an expert that is none."""
+    """The example would compare a model with an expert that fails."""
     env = gym.make(f"gymnasium_robotics:{PUSH}")
     succeeded = 0
     for seed in range(10):
@@ -193,20 +195,20 @@ def test_scripted_policy_pushes_the_block_to_the_target(example):
     assert succeeded >= 9
 
 
-def test_missing_gl_says_what_to_install():
+def test_missing_gl_names_the_packages_to_install():
     """A user on a server would be left with an error from deep inside PyOpenGL."""
     if importlib.util.find_spec("gymnasium_robotics") is None:
         pytest.skip("needs gymnasium_robotics: pip install 'robometer-gym[robots]'")
-    # No machine has as many; where EGL itself is missing, that is the error.
+    # No machine has so many devices; without EGL itself, that is the error.
     failed = run(str(EXAMPLE), MUJOCO_GL="egl", MUJOCO_EGL_DEVICE_ID="99")
     assert failed.returncode == 1
-    assert "no picture of it" in failed.stderr
+    assert "no frame of it" in failed.stderr
     assert "apt-get install libegl1 libgl1" in failed.stderr
     assert failed.stderr.rstrip().endswith("apt-get install libosmesa6 for MUJOCO_GL=osmesa.")
 
 
-def test_missing_or_too_new_mujoco_says_what_to_install(example, monkeypatch):
-    """A user who has today's mujoco would get an AssertionError without a word."""
+def test_a_missing_or_too_new_mujoco_names_the_packages_to_install(example, monkeypatch):
+    """A user of the newest mujoco would get an AssertionError without a message."""
     monkeypatch.setenv("MUJOCO_GL", "egl")  # set by the example where it is not
     hint = r"(?s){}.*pip install 'robometer-gym\[robots\]'.*mujoco before 3\.12"
     for version in ("3.12.0", "4.0.0"):

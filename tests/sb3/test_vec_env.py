@@ -336,7 +336,7 @@ def around(core: Any, task: Any = TASK, **settings: Any) -> Any:
         (lambda: around(around(DummyVecEnv([captured]))), "got VecRobometerReward"),
         (lambda: around(VecMonitor(DummyVecEnv([captured]))), "Put it outside"),
         (lambda: around(DummyVecEnv([captured]), [TASK] * 3), "each of the 1 environments"),
-        (lambda: around(DummyVecEnv([captured]), ""), "task must say"),
+        (lambda: around(DummyVecEnv([captured]), ""), "task must describe"),
         (lambda: around(DummyVecEnv([captured]), camera="wrist"), "'wrist' is not a key"),
         (
             lambda: around(DummyVecEnv([lambda: FrameCapture(CountingEnv(render_mode=None))])),
@@ -369,9 +369,30 @@ def test_a_step_before_the_first_reset_is_refused_and_changes_nothing():
     assert [env.unwrapped.steps for env in venv.venv.envs] == [0, 0]
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.usefixtures("no_hanging")
+def test_a_wrong_number_of_actions_changes_nothing(kind, count):
+    """One too many would be dropped; one too few would be waited for, or cost the episodes."""
+    model = ScriptedRewardModel(progress_by_step)
+    venv = make_robometer_vec_env(
+        CountingEnv,
+        TASK,
+        2,
+        model,
+        vec_env_cls=kind,
+        predict_every=1,
+    )
+    venv.reset()
+    with pytest.raises(ValueError, match=f"one action for each of the 2 environments; got {count}"):
+        venv.step(np.zeros(count, np.int64))
+    assert step_all(venv)[1].tolist() == pytest.approx([1 / 16, 1 / 16])
+    venv.close()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
-    [({"task": " "}, ValueError, "task must say"), ([{}], ValueError, "each of the 2 envir")],
+    [({"task": " "}, ValueError, "task must describe"), ([{}], ValueError, "each of the 2 envir")],
 )
 def test_wrong_options_are_refused_and_change_nothing(options, error, message):
     """A typing error would be found at the next reset, or hit another environment."""

@@ -30,6 +30,7 @@ DEFAULTS = {
     "terminate_on_success": True,
     "camera": "render",
     "frame_size": 240,
+    "max_black_frames": 10,
     "on_error": "raise",
 }
 
@@ -68,7 +69,8 @@ def test_a_misspelt_setting_is_refused():
         RewardSettings(predict_evry=10)  # type: ignore[call-arg]
 
 
-COUNTS = ["predict_every", "max_frames", "success_votes", "success_window", "frame_size"]
+OPTIONAL = ["frame_size", "max_black_frames"]
+COUNTS = ["predict_every", "max_frames", "success_votes", "success_window", *OPTIONAL]
 NUMBERS = ["gamma", "scale", "success_threshold", "success_bonus"]
 
 
@@ -80,12 +82,13 @@ def test_counts_are_integers_from_one(name, value):
         RewardSettings(**{name: value})
 
 
-@pytest.mark.parametrize("name", [n for n in COUNTS if n != "frame_size"])
-def test_only_the_frame_size_may_be_none(name):
+@pytest.mark.parametrize("name", [n for n in COUNTS if n not in OPTIONAL])
+def test_only_some_counts_may_be_none(name):
     """None would fail at the first step, far from the mistake."""
     with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got None"):
         RewardSettings(**dict[str, Any]({name: None}))
     assert RewardSettings(frame_size=None).frame_size is None
+    assert RewardSettings(max_black_frames=None).max_black_frames is None
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -3,9 +3,11 @@
 from typing import Any
 
 import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import strategies as st
 
-from robometer_gym import RobometerRewardWrapper
+from robometer_gym import FrameCapture, RobometerRewardWrapper, RobometerVectorRewardWrapper
 from robometer_gym.reward_model import Clip
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 
@@ -14,6 +16,9 @@ ONE_VOTE: dict[str, Any] = {"success_votes": 1, "success_window": 1}
 
 # Sixty-fourths are exact in float32 and float64, so sums of them can be compared with ==.
 exact = st.integers(0, 64).map(lambda n: n / 64)
+
+NEXT, SAME, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+every_mode = pytest.mark.parametrize("mode", [NEXT, SAME, DISABLED])
 
 
 def wrap(env: Any, model: Any, **settings: Any) -> RobometerRewardWrapper:
@@ -61,3 +66,21 @@ def step_all(envs: Any) -> Any:
 def progress_by_step(clip: Clip) -> float:
     """Return a sixteenth of progress per step: for the script of a model."""
     return shown(clip)[-1][1] / 16
+
+
+def vector(
+    model: Any, lengths: Any, mode: AutoresetMode = NEXT, counting: Any = None, **settings: Any
+) -> Any:
+    """Return the vector wrapper around one CountingEnv for each of `lengths`."""
+    make = [
+        lambda steps=steps: FrameCapture(CountingEnv(steps, **(counting or {})))
+        for steps in lengths
+    ]
+    task = settings.pop("task", TASK)
+    settings = {"predict_every": 1, **settings}
+    core = SyncVectorEnv(make, autoreset_mode=mode)
+    return RobometerVectorRewardWrapper(core, task, model, **settings)
+
+
+def mask(envs: Any, *chosen: int) -> dict[str, Any]:
+    return {"reset_mask": np.isin(np.arange(envs.num_envs), chosen)}

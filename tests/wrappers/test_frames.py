@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
 
@@ -107,8 +106,7 @@ def test_what_cannot_give_frames_is_refused_at_once():
 
 
 @pytest.mark.parametrize("at", [0, 2, 3])
-@pytest.mark.parametrize("kind", ["black", "float"])
-def test_a_bad_frame_is_refused_when_it_comes(at, kind):
+def test_a_bad_frame_is_refused_when_it_comes(at):
     """A renderer that breaks in mid-training would go on giving rewards."""
 
     class Breaks(CountingEnv):
@@ -116,16 +114,15 @@ def test_a_bad_frame_is_refused_when_it_comes(at, kind):
             frame: Any = super().render()
             if self.steps != at:
                 return frame
-            return np.zeros_like(frame) if kind == "black" else frame / 255
+            return frame / 255
 
-    message = {"black": "entirely black", "float": r"must be \(H, W, 3\) uint8 RGB; got"}
     env = wrap(Breaks(lengths=[3]), ScriptedRewardModel(), predict_every=2, on_error="hold")
 
     def all_steps() -> None:
         env.reset()
         play(env)
 
-    with pytest.raises(ValueError, match=r"Frame from env.render\(\).*" + message[kind]):
+    with pytest.raises(ValueError, match=r"Frame from env.render\(\) must be \(H, W, 3\) uint8"):
         all_steps()
 
 

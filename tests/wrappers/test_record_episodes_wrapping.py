@@ -195,7 +195,7 @@ def test_memory_is_that_of_one_episode(tmp_path):
         ({"camera": 3}, TypeError, "camera must be 'render', an observation key, a function"),
         ({"camera": "wrist"}, ValueError, "camera 'wrist' is not a key of the observation"),
         ({"frame_size": 0}, ValueError, "frame_size must be an integer >= 1, got 0"),
-        ({"task": " "}, ValueError, "task must say what the robot should do"),
+        ({"task": " "}, ValueError, "task must describe what the robot should do"),
         ({"task": 3}, TypeError, "task must be a string"),
         ({"fps": 0}, ValueError, "fps must be a number of frames per second > 0, got 0"),
         ({"fps": float("nan")}, ValueError, "fps must be a number of frames per second > 0"),

@@ -41,22 +41,22 @@ def test_a_failed_reset_ends_the_episode():
     """Going on would show the model frames of two episodes as one."""
 
     class Fails(CountingEnv):
-        black = False
+        broken = False
 
         def render(self):
             frame = super().render()
             assert frame is not None
-            return frame * (not self.black)
+            return frame / 255 if self.broken else frame
 
     model = ScriptedRewardModel()
     bare = Fails()
     env = wrap(bare, model, predict_every=1)
     env.reset()
     play(env, 2)
-    bare.black = True
-    with pytest.raises(ValueError, match="entirely black"):
+    bare.broken = True
+    with pytest.raises(ValueError, match="uint8 RGB; got"):
         env.reset()
-    bare.black = False
+    bare.broken = False
     with pytest.raises(ResetNeeded, match=re.escape("call reset() first")):
         env.step(0)
     env.reset()
@@ -67,16 +67,16 @@ def test_a_failed_reset_ends_the_episode():
 def test_a_refused_frame_at_the_last_step_ends_the_episode():
     """Going on would step an environment that is over, and score frames of nothing."""
 
-    class GoesBlack(CountingEnv):
+    class Breaks(CountingEnv):
         def render(self):
             frame = super().render()
             assert frame is not None
-            return frame * (self.steps < 2)
+            return frame if self.steps < 2 else frame / 255
 
-    env = wrap(GoesBlack(lengths=[2]), ScriptedRewardModel())
+    env = wrap(Breaks(lengths=[2]), ScriptedRewardModel())
     env.reset()
     play(env, 1)
-    with pytest.raises(ValueError, match="entirely black"):
+    with pytest.raises(ValueError, match="uint8 RGB; got"):
         env.step(0)
     with pytest.raises(ResetNeeded, match=re.escape("call reset() first")):
         env.step(0)

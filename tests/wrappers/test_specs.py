@@ -68,6 +68,7 @@ SETTINGS: dict[str, Any] = {
     "terminate_on_success": False,
     "camera": {"above": "render"},
     "frame_size": 32,
+    "max_black_frames": 3,
     "on_error": "hold",
 }
 
@@ -114,6 +115,15 @@ def test_the_spec_of_a_path_goes_into_json(named_model):
     assert again.spec is not None
     kwargs = again.spec.additional_wrappers[-1].kwargs
     assert kwargs == {"task": TASK, "reward_model": str(Path("runs") / "best")}
+
+
+@pytest.mark.parametrize("outside", [lambda env: env, RecordEpisodeStatistics])
+def test_a_live_model_does_not_go_into_json(outside):
+    """The message would name a class of ours, and not the argument."""
+    with pytest.raises(TypeError, match=r"does not go into JSON.* 'demo' as reward_model"):
+        outside(tabletop()).spec.to_json()
+    with pytest.raises(TypeError, match=r"'render' or an observation key as camera"):
+        outside(tabletop("org/name", camera=lambda env, _: env.render())).spec.to_json()
 
 
 class Huge(ScriptedRewardModel):

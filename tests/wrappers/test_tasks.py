@@ -59,7 +59,7 @@ def test_a_bad_task_at_reset_leaves_the_episode_as_it_is(task, error):
 @pytest.mark.parametrize(
     ("task", "error", "message"),
     [
-        ("", ValueError, "task must say what the robot should do"),
+        ("", ValueError, "task must describe what the robot should do"),
         (None, TypeError, "task must be a string"),
         ("stop <|im_end|>", ValueError, "control tokens"),
     ],

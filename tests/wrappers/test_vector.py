@@ -28,8 +28,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.error import ResetNeeded
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
@@ -37,33 +36,23 @@ from robometer_gym import (
     FrameCapture,
     RobometerRewardWrapper,
     RobometerVectorRewardWrapper,
-    SubEnvironmentError,
     make_robometer_vec,
 )
 from robometer_gym.reward_model import Clip
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
-from tests.wrappers.rollouts import ONE_VOTE, TASK, progress_by_step, shown, step_all
-
-NEXT, SAME, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
-every_mode = pytest.mark.parametrize("mode", [NEXT, SAME, DISABLED])
-
-
-def vector(
-    model: Any, lengths: Any, mode: AutoresetMode = NEXT, counting: Any = None, **settings: Any
-) -> Any:
-    """The wrapper under test, around one CountingEnv for each of `lengths`."""
-    make = [
-        lambda steps=steps: FrameCapture(CountingEnv(steps, **(counting or {})))
-        for steps in lengths
-    ]
-    task = settings.pop("task", TASK)
-    settings = {"predict_every": 1, **settings}
-    core = SyncVectorEnv(make, autoreset_mode=mode)
-    return RobometerVectorRewardWrapper(core, task, model, **settings)
-
-
-def mask(envs: Any, *chosen: int) -> dict[str, Any]:
-    return {"reset_mask": np.isin(np.arange(envs.num_envs), chosen)}
+from tests.wrappers.rollouts import (
+    DISABLED,
+    NEXT,
+    ONE_VOTE,
+    SAME,
+    TASK,
+    every_mode,
+    mask,
+    progress_by_step,
+    shown,
+    step_all,
+    vector,
+)
 
 
 def of(model: ScriptedRewardModel, env: int) -> list[list[tuple[int, int]]]:
@@ -370,6 +359,50 @@ def test_statistics_outside_count_our_rewards(mode, end):
     assert infos["episode"]["l"].tolist() == [0, 9]
 
 
+@every_mode
+def test_statistics_of_the_whole_stack_are_right_in_every_episode(mode):
+    """Gymnasium before 1.4 loses the first step of each later episode under SAME_STEP."""
+    envs = make_robometer_vec(
+        CountingEnv,
+        TASK,
+        2,
+        ScriptedRewardModel(lambda clip: shown(clip)[-1][1] / 8),
+        env_kwargs={"lengths": [4]},
+        vector_kwargs={"autoreset_mode": mode},
+        predict_every=1,
+    )
+    envs.reset()
+    found: list[tuple[list[float], list[int]]] = []
+    while len(found) < 3:
+        _, _, terminated, _, infos = step_all(envs)
+        if "episode" in infos:
+            found.append((infos["episode"]["r"].tolist(), infos["episode"]["l"].tolist()))
+            if mode is DISABLED:
+                envs.reset(options={"reset_mask": terminated})
+    assert found == [([0.5, 0.5], [4, 4])] * 3
+    assert list(envs.return_queue) == [0.5] * 6
+
+
+@every_mode
+def test_the_autoreset_mode_is_that_of_the_environments(mode):
+    """TorchRL and others read it, as they do from Gymnasium's vector environments."""
+    assert vector(ScriptedRewardModel(), [[3]], mode).autoreset_mode is mode
+
+
+class NoMetadata(CountingEnv):
+    """Has None as metadata, like robosuite."""
+
+    metadata = None  # type: ignore[assignment]
+
+
+def test_an_environment_without_metadata():
+    """Robosuite's environments could not be put into a vector: 'NoneType' is not iterable."""
+    envs = make_robometer_vec(NoMetadata, TASK, 2, ScriptedRewardModel())
+    envs.reset()
+    assert step_all(envs)[1].tolist() == [0.0, 0.0]
+    assert RobometerRewardWrapper(NoMetadata(), TASK, ScriptedRewardModel()).metadata == {}
+
+
 def test_the_whole_stack_from_an_id():
     """The few lines of the README would not run."""
     envs = make_robometer_vec(
@@ -399,118 +432,3 @@ def test_a_copy_of_a_vector_goes_on_alone():
     assert copy.tracker.reward_model is envs.tracker.reward_model
     assert step_all(copy)[1].tolist() == step_all(envs)[1].tolist() == [1 / 16, 1 / 16]
     assert copy.unwrapped.envs[0].unwrapped.steps == 2
-
-
-# Wrong arguments
-
-
-def counting() -> Any:
-    return FrameCapture(CountingEnv())
-
-
-def around(core: Any, task: Any = TASK, **settings: Any) -> Any:
-    return RobometerVectorRewardWrapper(core, task, ScriptedRewardModel(), **settings)
-
-
-class Alone(VectorEnv[Any, Any, Any]):
-    """A vector environment of another library, without sub-environments."""
-
-    num_envs = 2
-
-
-class Own(Alone):
-    metadata = {"autoreset_mode": NEXT}  # noqa: RUF012 - as in VectorEnv
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: around(SyncVectorEnv([CountingEnv])), "must be in a FrameCapture"),
-        (lambda: around(around(SyncVectorEnv([counting]))), "already"),
-        (lambda: around(Own()), "has no sub-environments"),
-        (lambda: around(Alone()), "has no sub-environments"),
-        (lambda: around(SyncVectorEnv([counting]), [TASK] * 2), "each of the 1 environments"),
-        (lambda: around(SyncVectorEnv([counting]), " "), "task must say"),
-        (lambda: around(SyncVectorEnv([counting]), camera="wrist"), "'wrist' is not a key"),
-        (
-            lambda: around(SyncVectorEnv([lambda: FrameCapture(CountingEnv(render_mode=None))])),
-            "render_mode='rgb_array'",
-        ),
-        (lambda: around(SyncVectorEnv([counting]), predict_every=0), "predict_every must be"),
-        (
-            lambda: make_robometer_vec(CountingEnv, TASK, vectorization_mode="threads"),  # type: ignore[arg-type]
-            "'sync' or 'async', got 'threads'",
-        ),
-    ],
-)
-def test_a_wrong_argument_is_refused_at_once(make, message):
-    """The user would find out after hours, or from a message about something else."""
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_an_environment_with_model_rewards_is_refused():
-    """The model's rewards would pass for the environment's own."""
-
-    def rewarded() -> Any:
-        return FrameCapture(RobometerRewardWrapper(CountingEnv(), TASK, ScriptedRewardModel()))
-
-    with pytest.raises(SubEnvironmentError, match=r"Environment 0 .* RobometerRewardWrapper alr"):
-        around(SyncVectorEnv([rewarded])).reset()
-
-
-@every_mode
-def test_a_step_before_the_first_reset_is_refused_and_changes_nothing(mode):
-    """The environments' dice would have been rolled, and the next episode be another."""
-    envs = vector(ScriptedRewardModel(), [[3], [3]], mode)
-    with pytest.raises(ResetNeeded, match="call reset"):
-        step_all(envs)
-    assert [env.unwrapped.steps for env in envs.unwrapped.envs] == [0, 0]
-
-
-@pytest.mark.parametrize("end", ["its own", "by success"])
-def test_a_step_on_an_ended_environment_is_refused_without_autoreset(end):
-    """The agent would go on in an episode that is over."""
-    model = ScriptedRewardModel(success=float(end == "by success"))
-    length = 9 if end == "by success" else 2
-    envs = vector(model, [[9], [length]], DISABLED, success_votes=1, success_window=2)
-    envs.reset()
-    if end == "its own":
-        step_all(envs)
-    step_all(envs)
-    envs.reset(options=mask(envs, 0))
-    with pytest.raises(ResetNeeded, match=r"environment 1.*reset_mask"):
-        step_all(envs)
-    assert envs.unwrapped.envs[0].unwrapped.steps == 0
-
-
-@pytest.mark.parametrize("wrong", [np.array([True] * 3), np.array([False] * 2), [True, False]])
-def test_a_wrong_reset_mask_is_gymnasiums_to_refuse(wrong):
-    """A message about something else would hide what is wrong."""
-    envs = vector(ScriptedRewardModel(), [[3], [3]])
-    envs.reset()
-    with pytest.raises((ValueError, TypeError, AssertionError), match="reset_mask"):
-        envs.reset(options={"reset_mask": wrong})
-
-
-@pytest.mark.parametrize("wrong", [[True, False], np.array([1, 0]), np.array([False] * 2), None])
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_wrong_reset_mask_leaves_the_episodes_as_they_are(kind, wrong):
-    """A list instead of an array would cost the episodes of all environments."""
-    model = ScriptedRewardModel(progress_by_step)
-    modes = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": DISABLED}}
-    envs = make_robometer_vec(CountingEnv, TASK, 2, model, predict_every=1, **modes)
-    envs.reset()
-    with pytest.raises((ValueError, TypeError), match=r"reset_mask.*array of 2 bools"):
-        envs.reset(options={"reset_mask": wrong})
-    assert step_all(envs)[1].tolist() == [1 / 16, 1 / 16]
-    envs.close()
-
-
-def test_a_bad_task_at_reset_leaves_the_episodes_as_they_are():
-    """A typing error would cost all running episodes."""
-    envs = vector(ScriptedRewardModel(progress_by_step), [[3], [3]])
-    envs.reset()
-    with pytest.raises(ValueError, match="task must say"):
-        envs.reset(options={"task": ""})
-    assert step_all(envs)[1].tolist() == [1 / 16, 1 / 16]

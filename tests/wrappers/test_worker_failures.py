@@ -144,7 +144,8 @@ def test_an_environment_without_a_reward_is_named(kind):
     """None would become a NaN in an array, and be learned from."""
     envs = make(kind, {"what": "nothing"})
     envs.reset()
-    with pytest.raises(SubEnvironmentError, match="Environment 1 failed: TypeError"):
+    message = "Environment 1 failed: TypeError: The environment's reward must be a number, got None"
+    with pytest.raises(SubEnvironmentError, match=message):
         step_all(envs)
     check_nothing_stays(envs)
 
@@ -153,14 +154,11 @@ def test_an_environment_without_a_reward_is_named(kind):
 
 
 @every_one_process
-@pytest.mark.parametrize(
-    ("what", "message"), [("none", r"render\(\) returned None"), ("black", "entirely black")]
-)
 @pytest.mark.parametrize("at", [0, 1], ids=["reset", "step"])
-def test_a_bad_frame_in_one_of_eight_environments_is_named(kind, what, message, at):
+def test_a_bad_frame_in_one_of_eight_environments_is_named(kind, at):
     """One broken renderer of eight would poison the rewards of its environment unseen."""
-    envs = make(kind, {"what": what, "step": at}, envs=8, at=5)
-    with pytest.raises(SubEnvironmentError, match=f"Environment 5 .*{message}"):
+    envs = make(kind, {"what": "none", "step": at}, envs=8, at=5)
+    with pytest.raises(SubEnvironmentError, match=r"Environment 5 .*render\(\) returned None"):
         run(envs, 1)
     check_goes_on(envs)
 

@@ -119,8 +119,8 @@ def test_both_file_formats_are_one_model(tmp_path):
         path = make_random_checkpoint(tmp_path / layout, seed=3, format=layout)
         answers.append(RobometerRewardModel.from_pretrained(path, device="cpu").predict(CLIPS))
     for one, other in zip(*answers, strict=True):
-        np.testing.assert_array_equal(one.progress, other.progress)
-        np.testing.assert_array_equal(one.success, other.success)
+        assert_close(one.progress, other.progress)
+        assert_close(one.success, other.success)
 
 
 @pytest.mark.skipif(
@@ -300,7 +300,7 @@ def test_a_forked_process_is_told_and_does_not_hang(model):
         warnings.simplefilter("ignore", DeprecationWarning)
         worker = multiprocessing.get_context("fork").Process(target=ask)
         worker.start()
-    worker.join(60)
+    worker.join(600)
     hung = worker.is_alive()
     worker.kill()
     assert not hung

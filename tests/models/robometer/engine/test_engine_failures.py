@@ -341,5 +341,6 @@ def test_threads_that_ask_at_once():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
+    assert not any(thread.is_alive() for thread in threads)
     assert not wrong, wrong[0]

@@ -333,7 +333,7 @@ def test_a_task_cannot_speak_in_control_tokens(task):
 @pytest.mark.parametrize("task", ["", "   ", "\n\t"])
 def test_an_empty_task_is_refused(task):
     """A forgotten instruction would be scored as a task that nothing can fulfil."""
-    with pytest.raises(ValueError, match=r"task must say what the robot should do"):
+    with pytest.raises(ValueError, match=r"task must describe what the robot should do"):
         clip(task=task)
 
 

@@ -1,4 +1,4 @@
-"""The least time in which a GPU of the H200's speed could answer: operations and bytes, counted.
+"""Roofline floor of a query on an H200: the least time that its operations and bytes can take.
 
 For the 4B shape alone. Per part (vision tower, language model, its head) the larger of operations
 at 790 TFLOP/s and bytes at 4.3 TB/s, in bfloat16; activations and launches count as nothing.
@@ -11,9 +11,9 @@ __all__ = ["PROMPT_TOKENS", "floor_ms"]
 _FLOPS, _BYTES = 790e12, 4.3e12  # per second
 
 PROMPT_TOKENS = 83
-"""Of a question with a task of six words, by the released tokenizer."""
+"""Length of a prompt with a task of six words, by the released tokenizer."""
 
-_BESIDE = 8  # tokens of a picture's block that are no picture: "Picture k: ", start, end, progress
+_BESIDE = 8  # tokens of a frame's block besides its image: "Picture k: ", start, end, progress
 
 _LM_LAYERS, _LM_WIDTH_OF_QUERIES, _LM_WEIGHTS = 36, 4096, 3.6333e9
 _HEAD_WEIGHTS = 388.3e6
@@ -26,7 +26,7 @@ def floor_ms(
     size: tuple[int, int],
     batch: int,
     *,
-    pictures: int,
+    images: int,
     blocks: int,
     reused: int | None = None,
     head: bool = False,
@@ -34,12 +34,12 @@ def floor_ms(
     """Return milliseconds for one query of `batch` streams.
 
     Args:
-        size: of the pictures as the model sees them, multiples of 32.
-        batch: how many streams.
-        pictures: how many of a stream's frames go through the vision tower.
-        blocks: how many of its frames the language model reads.
-        reused: how many frames before those it has read already, and the prompt with them; None if
-            it has to read the prompt as well.
+        size: height and width of the images as the model sees them, multiples of 32.
+        batch: number of streams.
+        images: frames of a stream that go through the vision tower.
+        blocks: frames of a stream that the language model reads.
+        reused: frames before those that are in the KV cache, with the prompt; None if the prompt
+            is not in it.
         head: whether LeRobot's logits are computed, over all tokens and two closing ones.
     """
     patches = size[0] // 16 * (size[1] // 16)
@@ -54,7 +54,7 @@ def floor_ms(
     read = 2 * _LM_WEIGHTS * tokens
     read += 4 * _LM_WIDTH_OF_QUERIES * _LM_LAYERS * tokens * (before + tokens / 2)
     kept = batch * (before + tokens) * _KV_BYTES
-    seconds = max(batch * pictures * encode / _FLOPS, _VIT_BYTES / _BYTES)
+    seconds = max(batch * images * encode / _FLOPS, _VIT_BYTES / _BYTES)
     seconds += max(batch * read / _FLOPS, (2 * _LM_WEIGHTS + kept) / _BYTES)
     if head:
         seconds += max(batch * tokens * 2 * _HEAD_WEIGHTS / _FLOPS, 2 * _HEAD_WEIGHTS / _BYTES)

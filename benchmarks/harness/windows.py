@@ -1,4 +1,4 @@
-"""What is asked in one episode: synthetic videos, and the windows that a sampling shows of them.
+"""Synthetic videos, and the windows that a sampling shows of them in one episode.
 
 Knows nothing of models.
 """
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.window import FrameHistory, Sampling
 
-__all__ = ["FULL", "MAX_FRAMES", "Cell", "Window", "blocks_to_read", "episode", "picture"]
+__all__ = ["FULL", "MAX_FRAMES", "Cell", "Window", "blocks_to_read", "draw_frame", "episode"]
 
 FULL = "full window"
-"""Not a sampling: every query shows eight frames of a stream that was never seen before."""
+"""Not a sampling: every query shows eight frames of a new stream."""
 
 MAX_FRAMES = 8
 
 
 class Window(NamedTuple):
-    """The frames of one stream that are shown in one query."""
+    """The frames of one stream in one query."""
 
     frames: list[Frame]
     stream: Hashable
@@ -31,14 +31,14 @@ class Window(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One row of the table: a sampling (or `FULL`), how many streams at once, and (H, W)."""
+    """One row of the table: a sampling (or `FULL`), the number of streams, and (H, W)."""
 
     sampling: str
     batch: int
     size: tuple[int, int]
 
 
-def picture(seed: int, step: int, size: tuple[int, int]) -> Frame:
+def draw_frame(seed: int, step: int, size: tuple[int, int]) -> Frame:
     """Draw one frame of a smooth video: three discs that move over a gradient, (H, W, 3) uint8."""
     height, width = size
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]
@@ -58,8 +58,8 @@ def episode(cell: Cell, queries: int, name: Hashable) -> Iterator[list[Window]]:
     """Yield, query after query, the windows of all streams of an episode.
 
     Args:
-        cell: what is asked.
-        queries: how many.
+        cell: sampling, batch and size.
+        queries: number of queries.
         name: of the episode; streams of different episodes are different streams.
     """
     if cell.sampling == FULL:
@@ -70,19 +70,19 @@ def episode(cell: Cell, queries: int, name: Hashable) -> Iterator[list[Window]]:
     for step in range(queries):
         windows = []
         for env, history in enumerate(histories):
-            history.append(picture(env, step, cell.size), step)
+            history.append(draw_frame(env, step, cell.size), step)
             frames, steps = history.window()
             windows.append(Window(frames, (cell.sampling, name, env), steps))
         yield windows
 
 
 def _first_seen(cell: Cell, stream: tuple[Any, ...]) -> Window:
-    frames = [picture(stream[-1], step, cell.size) for step in range(MAX_FRAMES)]
+    frames = [draw_frame(stream[-1], step, cell.size) for step in range(MAX_FRAMES)]
     return Window(frames, (FULL, *stream), tuple(range(MAX_FRAMES)))
 
 
 def blocks_to_read(before: tuple[int, ...], now: tuple[int, ...]) -> int:
-    """Return how many pictures the language model has to read again: all after the common start.
+    """Return the number of frames that the language model has to read: all after the common start.
 
     Example:
         >>> blocks_to_read((0, 2, 4, 6, 7), (0, 2, 4, 6, 8))

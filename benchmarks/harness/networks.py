@@ -1,6 +1,6 @@
 """Networks of any size with random weights, and a processor whose prompts have a real length.
 
-Nothing is downloaded: the numbers mean nothing, the time that they take does.
+Nothing is downloaded: the predictions mean nothing, their time does.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ __all__ = [
     "TASK",
     "make_config",
     "make_processor",
-    "question_tokens",
+    "prompt_tokens",
     "random_model",
 ]
 
 RELEASED_ROWS = 151_674
-"""How many rows the embedding of the released checkpoint has."""
+"""Rows of the released checkpoint's embedding."""
 
 TASK = "push the red block to the left"
-_QUESTION = f"{PHRASES[0]}{PHRASES[1]}{TASK}{PHRASES[2]}"
+_PROMPT = f"{PHRASES[0]}{PHRASES[1]}{TASK}{PHRASES[2]}"
 
-# Text and vision; what is not said here is as in the demo architecture, Qwen3-VL's own included.
+# Text and vision; the rest is as in the demo architecture.
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiny": ({}, {}),
     "8+8": (
@@ -93,15 +93,15 @@ layers, as narrow as those of "tiny"."""
 
 
 def make_processor(rows: int | None = None) -> RobometerProcessor:
-    """Return a processor whose tokens are words: a question is as long as with the real one.
+    """Return a processor whose tokens are words, so that a prompt has its real length.
 
     (The released tokenizer makes 83 tokens of the prompt with a task of six words, and 5 of
     "Picture 1: ". That of bytes makes 348.)
 
     Args:
-        rows: of the embedding; what the words leave over is filled with tokens that never occur.
+        rows: of the embedding; tokens that never occur fill the rest.
     """
-    words = [*re.findall(r" ?[A-Za-z]+", _QUESTION), "Picture"]
+    words = [*re.findall(r" ?[A-Za-z]+", _PROMPT), "Picture"]
     known = json.loads(byte_tokenizer(sorted(set(words))).backend_tokenizer.to_str())
     vocabulary, merges = known["model"]["vocab"], known["model"]["merges"]
     control = [token["content"] for token in known["added_tokens"]]
@@ -121,9 +121,9 @@ def make_processor(rows: int | None = None) -> RobometerProcessor:
     )
 
 
-def question_tokens(processor: RobometerProcessor) -> int:
-    """Return how many tokens stand before the first picture."""
-    return 1 + len(processor.tokenizer(_QUESTION, add_special_tokens=False)["input_ids"])
+def prompt_tokens(processor: RobometerProcessor) -> int:
+    """Return the number of tokens before the first image."""
+    return 1 + len(processor.tokenizer(_PROMPT, add_special_tokens=False)["input_ids"])
 
 
 def make_config(shape: str, processor: RobometerProcessor) -> RobometerConfig:
@@ -148,16 +148,16 @@ def random_model(
     seed: int = 0,
     cast: torch.dtype | None = None,
 ) -> RobometerModel:
-    """Return a network whose weights are made on the device: for one seed always the same.
+    """Return a network with random weights made on the device, the same for the same seed.
 
-    Matrices are such that signals keep their size through the layers; no bias is 0, no norm is 1.
+    Matrices keep the size of signals through the layers; no bias is 0, no norm is 1.
 
     Args:
-        config: its shape.
-        device: where it is made.
-        dtype: in which the numbers are drawn.
-        seed: of them.
-        cast: to what they are cast afterwards.
+        config: shape of the network.
+        device: of the weights.
+        dtype: of the random numbers.
+        seed: of the random numbers.
+        cast: dtype of the weights; `dtype` by default.
     """
     generator = torch.Generator(device).manual_seed(seed)
     model = empty_model(config, cast or dtype)

@@ -1,4 +1,4 @@
-"""How LeRobot answers a query, step by step, on transformers' public API.
+"""LeRobot's prediction path, step by step, on transformers' public API.
 
 Written after `rewards/robometer/processor_robometer.py` and `modeling_robometer.py` of LeRobot
 0.6.1 (7427f31); every step of theirs is here once, in their order, and no other. Left out, because
@@ -7,8 +7,8 @@ next. The only addition: the caller gets every frame's values, as `decode_progre
 them, and not the last one's alone.
 
 LeRobot's own two files, run beside this with the same weights (tiny shape, 224x224, a CPU,
-transformers 5.23), gave the same answers to the last bit, and took 1.00 (one clip of 8 frames) and
-0.97 (four clips) of its time.
+transformers 5.23), gave the same predictions to the last bit, and took 1.00 (one clip of 8 frames)
+and 0.97 (four clips) of its time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from transformers import (
 from robometer_gym.models.robometer.network import RobometerModel
 from robometer_gym.models.robometer.network.processor import PHRASES
 
-if transformers.__version__.startswith("4."):  # the same things had other names there
+if transformers.__version__.startswith("4."):  # the same classes under other names
     from transformers import Qwen2TokenizerFast as Tokenizer
     from transformers import Qwen2VLImageProcessorFast as ImageProcessor
 else:
@@ -46,15 +46,15 @@ __all__ = ["LeRobotPath"]
 _MAX_FRAMES = 8
 _INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
 
-# What Qwen3-VL's own template makes of one user message, without its other branches.
+# Qwen3-VL's own template for one user message, without its other branches.
 _TEMPLATE = (
-    "{%- set seen = namespace(pictures=0) -%}"
+    "{%- set seen = namespace(images=0) -%}"
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\n' -}}"
     "{%- for part in message.content -%}"
     "{%- if part.type == 'image' -%}"
-    "{%- set seen.pictures = seen.pictures + 1 -%}"
-    "{%- if add_vision_id -%}{{- 'Picture ' ~ seen.pictures ~ ': ' -}}{%- endif -%}"
+    "{%- set seen.images = seen.images + 1 -%}"
+    "{%- if add_vision_id -%}{{- 'Picture ' ~ seen.images ~ ': ' -}}{%- endif -%}"
     "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
     "{%- else -%}{{- part.text -}}{%- endif -%}"
     "{%- endfor -%}"
@@ -64,13 +64,13 @@ _TEMPLATE = (
 
 
 class LeRobotPath:
-    """Answers from numpy frames as LeRobot's processor and model do together.
+    """Predicts from numpy frames as LeRobot's processor and model do together.
 
     Args:
-        model: whose weights to use. They become part of this object: give it its own copy.
-        tokenizer: Qwen3-VL's, with Robometer's tokens.
-        linear_patches: whether the patches are embedded by a matrix product. LeRobot has a
-            convolution there, which some versions of torch and cuDNN compute very slowly.
+        model: its weights become part of this object, so pass a copy.
+        tokenizer: Qwen3-VL's with Robometer's tokens.
+        linear_patches: whether to embed patches by a matrix product. LeRobot has a convolution
+            there, which some versions of torch and cuDNN compute very slowly.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class LeRobotPath:
         """Return progress and success of every frame of every video.
 
         Args:
-            videos: (B, T, H, W, 3) uint8: LeRobot takes videos of one length and size.
+            videos: (B, T, H, W, 3) uint8; LeRobot takes videos of one length and size.
             tasks: B instructions.
         """
         frames = torch.as_tensor(videos)
@@ -124,7 +124,7 @@ class LeRobotPath:
             )
             for message in messages
         ]
-        images, _, of_video = process_vision_info(
+        images, _, video_options = process_vision_info(
             messages,
             return_video_kwargs=True,
             return_video_metadata=True,
@@ -138,14 +138,14 @@ class LeRobotPath:
             max_length=1024,
             return_tensors="pt",
             do_resize=False,
-            **of_video,
+            **video_options,
         )
         return {name: encoded[name] for name in _INPUTS if name in encoded}
 
     def _logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         outputs = self.network(**inputs, output_hidden_states=True, return_dict=True)
         hidden = outputs.hidden_states[-1]
-        if transformers.__version__.startswith("4."):  # there it is the state before the norm
+        if transformers.__version__.startswith("4."):  # the state before the norm
             hidden = self.network.model.language_model.norm(hidden)
         rows, columns = (inputs["input_ids"] == self._prog).nonzero(as_tuple=True)
         progress, success = [], []
@@ -169,7 +169,7 @@ class _LinearPatches(nn.Module):
 
 
 def _with_language_head(backbone: Any) -> Any:
-    """Return the model that LeRobot runs, around a backbone that is there already."""
+    """Return the model that LeRobot runs, around an existing backbone."""
     with torch.device("meta"):
         network = Qwen3VLForConditionalGeneration(backbone.config)
     network.model = backbone
@@ -199,19 +199,19 @@ def _to_numpy(video: Tensor) -> NDArray[np.uint8]:
 
 def _conversation(frames: NDArray[np.uint8], task: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = [{"type": "text", "text": f"{PHRASES[1]}{task}{PHRASES[2]}"}]
-    for picture in [Image.fromarray(frame) for frame in frames]:
-        content.append({"type": "image", "image": picture})
+    for image in [Image.fromarray(frame) for frame in frames]:
+        content.append({"type": "image", "image": image})
         content.append({"type": "text", "text": "<|prog_token|>"})
     return [{"role": "user", "content": content}]
 
 
 def _decode(progress: Tensor, success: Tensor) -> list[tuple[list[float], list[float]]]:
     """Decode sample by sample on the host, (B, T, K) and (B, T)."""
-    answers = []
-    for of_progress, of_success in zip(progress, success, strict=True):
-        logits = of_progress.detach().float().cpu()
+    predictions = []
+    for progress_logits, success_logits in zip(progress, success, strict=True):
+        logits = progress_logits.detach().float().cpu()
         bins = torch.linspace(0.0, 1.0, logits.shape[-1])
         values = (torch.softmax(logits, dim=-1) * bins).sum(dim=-1).flatten().tolist()
-        probabilities = torch.sigmoid(of_success.detach().float().cpu()).flatten().tolist()
-        answers.append((values, probabilities))
-    return answers
+        probabilities = torch.sigmoid(success_logits.detach().float().cpu()).flatten().tolist()
+        predictions.append((values, probabilities))
+    return predictions

@@ -1,1 +1,0 @@
-"""What the benchmarks of the model share: shapes, weights, videos, LeRobot's path, floors."""
