@@ -1,6 +1,6 @@
 """TraceRecorder and RecordTraces: listen to an EpisodeTracker and build EpisodeTraces.
 
-Knows nothing of environments: a tracker's events and outcomes say everything.
+Knows nothing of environments: a tracker's events and outcomes are all it needs.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from robometer_gym.cli.main import main
 from robometer_gym.data import read_video
 
 
-def test_the_table_tells_good_from_bad(tmp_path, model, capsys):
+def test_the_table_separates_good_from_bad(tmp_path, model, capsys):
     """The first command of a newcomer would not separate an expert from chance."""
     model._scripts = {"progress": lambda clip: len(clip) / 8, "success": 0.9}
     assert main(["demo", "--out", str(tmp_path), "--episodes", "2", "--seed", "3"]) == 0

@@ -23,7 +23,7 @@ def test_deltas_telescope(progress):
 
 
 @given(unit, unit)
-def test_a_loss_of_progress_costs_as_much_as_it_paid(a, b):
+def test_a_loss_of_progress_costs_as_much_as_its_gain(a, b):
     """With a clamp at 0, undoing and redoing the task would be the best policy."""
     for terminated in (False, True):
         there = shaping.delta(a, b, gamma=0.5, terminated=terminated)
@@ -53,8 +53,8 @@ def test_the_potential_of_a_true_end_is_zero():
 
 
 @given(unit, unit, st.booleans())
-def test_progress_is_paid_as_it_is(before, after, terminated):
-    """The simplest signal would not be what its name says."""
+def test_the_progress_signal_is_the_progress(before, after, terminated):
+    """The simplest signal would not be what its name means."""
     assert shaping.progress(before, after, gamma=0.5, terminated=terminated) == after
 
 
@@ -91,7 +91,7 @@ INNER = range(1, 6)
 PROGRESS = np.array([1.0, 0.1, 0.8, 0.3, 0.7, 0.2, 0.1])  # a misleading model
 
 
-def env_pays(place: int, after: int) -> float:
+def env_reward(place: int, after: int) -> float:
     """The environment's reward of a move."""
     return ENDS.get(after, 0.0)
 
@@ -115,7 +115,7 @@ def shaped(signal, scale: float):
 
     def reward_of(place: int, after: int) -> float:
         extra = signal(PROGRESS[place], PROGRESS[after], gamma=GAMMA, terminated=after in ENDS)
-        return shaping.reward("shape", env_pays(place, after), extra, scale=scale, bonus=0.0)
+        return shaping.reward("shape", env_reward(place, after), extra, scale=scale, bonus=0.0)
 
     return reward_of
 
@@ -123,14 +123,14 @@ def shaped(signal, scale: float):
 @pytest.mark.parametrize("scale", [0.5, 1.0, 10.0])
 def test_potential_shaping_keeps_the_best_policy(scale):
     """The promise of "potential": a bad model may slow the agent down but not lead it astray."""
-    assert best_actions(env_pays) == [0, 1, 1, 1, 1]
-    assert best_actions(shaped(shaping.potential, scale)) == best_actions(env_pays)
+    assert best_actions(env_reward) == [0, 1, 1, 1, 1]
+    assert best_actions(shaped(shaping.potential, scale)) == best_actions(env_reward)
 
 
 def test_other_bonuses_change_the_best_policy():
     """The test above would pass for any signal, and prove nothing."""
-    assert best_actions(shaped(shaping.progress, 10.0)) != best_actions(env_pays)
-    assert best_actions(shaped(shaping.delta, 10.0)) != best_actions(env_pays)
+    assert best_actions(shaped(shaping.progress, 10.0)) != best_actions(env_reward)
+    assert best_actions(shaped(shaping.delta, 10.0)) != best_actions(env_reward)
 
 
 def test_a_potential_that_is_kept_at_a_true_end_changes_the_best_policy():
@@ -139,4 +139,4 @@ def test_a_potential_that_is_kept_at_a_true_end_changes_the_best_policy():
     def kept(before, after, *, gamma, terminated):
         return shaping.potential(before, after, gamma=gamma, terminated=False)
 
-    assert best_actions(shaped(kept, 10.0)) != best_actions(env_pays)
+    assert best_actions(shaped(kept, 10.0)) != best_actions(env_reward)

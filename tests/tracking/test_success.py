@@ -1,4 +1,4 @@
-"""When a task counts as done."""
+"""Success detection: votes, windows and the first step."""
 
 import numpy as np
 import pytest

@@ -165,7 +165,7 @@ def test_ended_streams_are_released_once():
     assert len(model.released) == 4
 
 
-def test_a_model_that_keeps_nothing_need_not_be_told():
+def test_a_model_that_keeps_nothing_needs_no_release():
     """A model with `predict` alone would fail at the end of the first episode."""
 
     class Plain:

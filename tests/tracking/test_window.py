@@ -1,4 +1,4 @@
-"""Which frames the model is shown, and that an episode of any length fits into memory."""
+"""Windows of each sampling rule, in memory that does not grow with the episode."""
 
 import pickle
 import weakref
