@@ -76,7 +76,7 @@ def scalar(env, model, **settings) -> RobometerRewardWrapper:
 
 
 def vector(make, model, n: int, mode: AutoresetMode, **settings):
-    from robometer_gym.wrappers.vector import make_robometer_vec
+    from robometer_gym import make_robometer_vec
 
     kwargs = {"autoreset_mode": mode}
     return make_robometer_vec(make, TASK, n, model, vector_kwargs=kwargs, **settings)
@@ -231,7 +231,7 @@ def test_several_environments_give_the_rows_of_each(kind):
 def in_processes(kind: str, n: int, **settings: Any) -> Any:
     """A few DoneAt, each in a process of its own."""
     if kind == "async":
-        from robometer_gym.wrappers.vector import make_robometer_vec
+        from robometer_gym import make_robometer_vec
 
         more: Any = {"vectorization_mode": "async", "vector_kwargs": {"context": "forkserver"}}
         return make_robometer_vec(DoneAt, TASK, n, detects(), **more, **settings)

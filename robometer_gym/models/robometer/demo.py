@@ -1,14 +1,12 @@
-"""The small architecture: the checkpoint behind reward_model="demo", and random ones for tests.
+"""The small architecture of the demo checkpoint, and random checkpoints of its size for tests.
 
-How the demo checkpoint was trained is in examples/train_demo_checkpoint.py. Knows nothing of
-environments.
+examples/train_demo_checkpoint.py trains the demo checkpoint. Knows nothing of environments.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from robometer_gym.models.robometer.network.modeling import RobometerModel, empt
 from robometer_gym.models.robometer.network.processor import RobometerProcessor
 from robometer_gym.models.robometer.predictor import RobometerRewardModel
 
-__all__ = ["byte_tokenizer", "demo_checkpoint", "demo_config", "make_random_checkpoint"]
+__all__ = ["byte_tokenizer", "demo_config", "make_random_checkpoint"]
 
 _CONTROL_TOKENS = (
     "<|endoftext|>",
@@ -34,11 +32,6 @@ _CONTROL_TOKENS = (
 )
 
 
-def demo_checkpoint() -> Path:
-    """Return the folder of the demo checkpoint, which comes with the package."""
-    return Path(str(files("robometer_gym") / "assets" / "demo"))
-
-
 def make_random_checkpoint(
     path: str | os.PathLike[str],
     *,
@@ -49,10 +42,10 @@ def make_random_checkpoint(
     """Write a small random checkpoint in a published format.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; created if necessary.
         seed: of the weights.
         format: "lerobot" or "upstream".
-        processor: folder of a real tokenizer and image settings, instead of bytes.
+        processor: folder of a real tokenizer and image settings, instead of the byte tokenizer.
 
     Returns:
         The folder.
@@ -72,7 +65,7 @@ def demo_config(processor: RobometerProcessor | None = None) -> RobometerConfig:
     """Return the small architecture: under a million parameters, and every part of the real one.
 
     Args:
-        processor: whose vocabulary to make room for; bytes by default.
+        processor: determines the vocabulary size; by default that of the byte tokenizer.
     """
     processor = processor or RobometerProcessor(byte_tokenizer(), ImageSettings())
     text = {
@@ -115,7 +108,7 @@ def demo_config(processor: RobometerProcessor | None = None) -> RobometerConfig:
 
 
 def random_model(config: RobometerConfig, seed: int) -> RobometerModel:
-    """Return a float32 network whose every weight counts: no bias is 0 and no norm is 1."""
+    """Return a float32 network in which every weight has an effect: no bias is 0, no norm is 1."""
     generator = torch.Generator().manual_seed(seed)
     model = empty_model(config)
     state = {}
@@ -133,7 +126,7 @@ def byte_tokenizer(texts: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Return a tokenizer whose tokens are bytes, with Qwen's control tokens.
 
     Args:
-        texts: each becomes one token more, which makes prompts shorter.
+        texts: each becomes one more token, which makes prompts shorter.
 
     Example:
         >>> len(byte_tokenizer())

@@ -1,6 +1,6 @@
 """RobometerRewardModel: clips in, numpy predictions out.
 
-The one class of the model half that users meet. Knows nothing of environments or rewards.
+The public class of the model half. Knows nothing of environments or rewards.
 """
 
 from __future__ import annotations
@@ -10,40 +10,39 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from robometer_gym.models.robometer.engine.engine import Engine
+from robometer_gym.models.robometer.engine.fused_weights import unfuse_parameters
+from robometer_gym.models.robometer.engine.text_decoder import unsupported_reason
 from robometer_gym.models.robometer.network.checkpoint import (
     CHECKPOINT_FILES,
     load_checkpoint,
     save_checkpoint,
 )
 from robometer_gym.models.robometer.network.config import Format, RobometerConfig
-from robometer_gym.models.robometer.network.heads import decode_progress
+from robometer_gym.models.robometer.network.devices import resolve_device, resolve_dtype
+from robometer_gym.models.robometer.network.eager import predict_eagerly
 from robometer_gym.models.robometer.network.hub import find_files
 from robometer_gym.models.robometer.network.modeling import (
     Quantization,
     RobometerModel,
-    check_together,
+    check_compatible,
 )
-from robometer_gym.models.robometer.network.processor import Encoded, RobometerProcessor
+from robometer_gym.models.robometer.network.processor import RobometerProcessor
 from robometer_gym.models.robometer.network.quantize import check_quantization, quantize
 from robometer_gym.reward_model import CheckpointError, Clip, Prediction, RewardModelError
-
-if TYPE_CHECKING:
-    from robometer_gym.models.robometer.engine.engine import Engine
+from robometer_gym.validation import check_count
 
 __all__ = ["RobometerRewardModel"]
 
 EngineName = Literal["fast", "eager"]
 
-# Tokens in one forward pass. Larger batches gain no speed on a GPU and could exhaust its memory.
-_MOST_TOKENS = 16384
-
-_making = Lock()  # threads that share a model are to share its engine
+_engine_lock = Lock()  # threads that share a model must share its engine
 
 
 class RobometerRewardModel:
@@ -52,15 +51,14 @@ class RobometerRewardModel:
     Args:
         model: the network, with weights, on its device.
         processor: made for the same backbone.
-        config: what the network was built from.
-        engine: "fast" keeps what it has computed for the frames of a stream, see `Clip`, and pays
-            only for new ones; "eager" computes every clip from its beginning. The numbers are the
-            same up to rounding.
-        max_streams: for how many streams at most the fast engine keeps keys and values.
+        config: configuration of the network.
+        engine: "fast" caches the frames of a stream, see `Clip`, and computes only new ones;
+            "eager" computes every clip from its beginning. The numbers are the same up to rounding.
+        max_streams: maximum number of streams whose keys and values the fast engine caches.
 
     Raises:
         CheckpointError: network and processor do not belong together.
-        ValueError: another engine, or no room for a single stream.
+        ValueError: another engine, or `max_streams` is no integer >= 1.
 
     Example:
         >>> import numpy as np
@@ -79,17 +77,15 @@ class RobometerRewardModel:
         engine: EngineName = "fast",
         max_streams: int = 64,
     ) -> None:
-        check_together(model, processor)
+        check_compatible(model, processor)
         if engine not in get_args(EngineName):
             raise ValueError(f"engine must be one of {get_args(EngineName)}, got {engine!r}.")
-        if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
-            raise ValueError(f"max_streams must be an integer >= 1, got {max_streams!r}.")
         self.model = model.eval()
         self.processor = processor
         self.config = config
-        self._max_streams = max_streams
-        self._why_eager = "engine='eager' was asked for" if engine == "eager" else ""
-        self._engine: Engine | None = None  # made at the first prediction: it joins weights
+        self._max_streams = check_count("max_streams", max_streams)
+        self._eager_reason = "engine='eager' was requested" if engine == "eager" else ""
+        self._engine: Engine | None = None  # made at the first prediction: it fuses weights
         self._process = os.getpid()
 
     @classmethod
@@ -110,15 +106,15 @@ class RobometerRewardModel:
 
         Args:
             id_or_path: a hub id ("lerobot/Robometer-4B", "robometer/Robometer-4B"), a folder, or
-                "demo", the small checkpoint that is there without a download.
+                "demo", the small checkpoint that comes with the package.
             revision: branch, tag or commit on the hub.
             device: where to run; by default the GPU if there is one.
             dtype: of the backbone; by default bfloat16 on a GPU and float32 on a CPU.
             processor: a hub id or folder with tokenizer and image settings; by default the
                 checkpoint's own, or else those of its base model.
-            local_files_only: never ask the hub.
+            local_files_only: make no connection to the hub.
             engine: "fast" or "eager", see `RobometerRewardModel`.
-            max_streams: likewise.
+            max_streams: see `RobometerRewardModel`.
             quantization: "int8" or "nf4" for a card that is too small for the language model's
                 matrices in 16 bits; "float8" to multiply in 8 bits, for speed, on a GPU of compute
                 capability 8.9 or more (Ada, Hopper) in bfloat16. Changes the numbers, in bfloat16
@@ -126,27 +122,21 @@ class RobometerRewardModel:
                 cannot be saved or trained.
 
         Raises:
-            CheckpointError: it cannot be found, read or trusted; the message says why.
+            CheckpointError: it cannot be found, read or trusted; the message has the reason.
             ValueError: an unknown dtype, engine or quantization, or a device that is not there or
                 cannot compute in "float8".
             ImportError: quantization without bitsandbytes or, for "float8", torchao.
         """
-        device = _device(device)
-        dtype = _dtype(dtype, device)
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
         if quantization is not None:
             check_quantization(quantization, device, dtype)
-        if id_or_path == "demo":
-            from robometer_gym.models.robometer.demo import (
-                demo_checkpoint,  # it is made with this class
-            )
-
-            id_or_path = demo_checkpoint()
         folder = find_files(
             id_or_path, CHECKPOINT_FILES, revision=revision, local_files_only=local_files_only
         )
-        # To be quantised it is loaded where there is room for it whole.
-        first = torch.device("cpu") if quantization else device
-        model, config = load_checkpoint(folder, device=first, dtype=dtype)
+        # Before quantization the whole model may not fit on the device.
+        load_on = torch.device("cpu") if quantization else device
+        model, config = load_checkpoint(folder, device=load_on, dtype=dtype)
         if quantization:
             model = quantize(model, quantization, device)
         own = folder if (folder / "tokenizer.json").is_file() else config.base_model_id
@@ -154,13 +144,13 @@ class RobometerRewardModel:
             used = RobometerProcessor.from_pretrained(
                 processor or own,
                 local_files_only=local_files_only,
-                preference_asks_progress=config.preference_asks_progress,
+                predict_pref_progress=config.predict_pref_progress,
             )
         except CheckpointError as error:
             if processor:
                 raise
             raise CheckpointError(
-                f"Tokenizer and image settings of {os.fspath(id_or_path)!r} were looked for in "
+                f"Tokenizer and image settings of {os.fspath(id_or_path)!r} were searched in "
                 f"{os.fspath(own)!r}. Name a folder or hub id that has them with processor=... "
                 f"({error})"
             ) from error
@@ -170,16 +160,16 @@ class RobometerRewardModel:
         """Write a folder that `from_pretrained` reads, tokenizer and image settings included.
 
         Args:
-            path: the folder; made if it is not there.
+            path: the folder; created if necessary.
             format: "lerobot" (readable by LeRobot) or "upstream" (by the authors' code).
 
         Raises:
-            ValueError: another format, or quantised weights, which neither format has room for.
+            ValueError: another format, or quantized weights, which neither format supports.
         """
         if self.model.quantization:
             raise ValueError(
                 f"This model was loaded with quantization={self.model.quantization!r}, and no "
-                "published format holds quantised weights. Save the checkpoint that it was loaded "
+                "published format holds quantized weights. Save the checkpoint that it was loaded "
                 "from."
             )
         save_checkpoint(self.model, self.config, Path(path), format)
@@ -206,43 +196,43 @@ class RobometerRewardModel:
         with self._predicting():
             if (engine := self._fast_engine()) is not None:
                 return engine.predict(clips)
-            return [each for batch in self._batches(clips) for each in self._answer(batch)]
+            return predict_eagerly(self.model, self.processor, clips)
 
     def release(self, stream: Hashable) -> None:
-        """Forget what is kept for a stream: its episode has ended."""
-        # Not in a forked process: a thread of the parent may hold the lock there, for ever.
+        """Drop the cache of a stream: its episode has ended."""
+        # Not in a forked process: there a thread of the parent may hold the lock for ever.
         if (engine := self._engine) is not None and self._process == os.getpid():
             engine.release(stream)
 
     def forget(self) -> None:
-        """Forget all that is kept, and give each weight its own memory again.
+        """Drop all caches, and give each weight its own memory again.
 
-        After weights have changed behind torch's back: by writing to `parameter.data`, or by
-        switching or merging adapters. Whatever else changes them is noticed. And before another
-        library saves `model`: the fast engine joins weights, and not all of them save a part.
+        Call it after a change of weights that torch does not count: a write to `parameter.data`,
+        a step of a fused optimizer in evaluation mode, or adapters that were switched or merged.
+        The engine finds every other change by itself, `training.train` included. Call it also
+        before another library saves `model`: the fast engine fuses weights, and some libraries do
+        not save views.
         """
-        from robometer_gym.models.robometer.engine.weights import part
-
         self._engine = None
-        part(self.model)
+        unfuse_parameters(self.model)
 
     def engine_info(self) -> dict[str, Any]:
-        """Return which path predicts and why, and what the caches hold and were good for.
+        """Return the engine in use, the reason, and the state and use of the caches.
 
         Example:
             >>> RobometerRewardModel.from_pretrained("demo", engine="eager").engine_info()
-            {'engine': 'eager', 'reason': "engine='eager' was asked for", 'quantization': None}
+            {'engine': 'eager', 'reason': "engine='eager' was requested", 'quantization': None}
         """
         if (engine := self._fast_engine()) is not None:
             return {"engine": "fast", **engine.info()}
         kind = self.model.quantization
-        return {"engine": "eager", "reason": self._why_eager, "quantization": kind}
+        return {"engine": "eager", "reason": self._eager_reason, "quantization": kind}
 
     @torch.inference_mode()
     def prefer(self, a: Clip, b: Clip) -> float:
-        """Return how probable it is that `a` comes further than `b` at the task of `a`.
+        """Return the probability that `a` makes more progress than `b` at the task of `a`.
 
-        The model is asked in both orders and the answers are averaged, so that
+        Predicted in both orders and averaged, so that
         `prefer(a, b) + prefer(b, a) == 1` for clips of one task. It was trained on pairs of
         equal length.
 
@@ -291,46 +281,37 @@ class RobometerRewardModel:
         values = np.array(last, np.float32)
         return values if output == "progress" else (values > success_threshold).astype(np.float32)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RobometerRewardModel:
-        """Return itself: a copied environment shares the weights, it does not double them."""
-        return self
-
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the caches behind: in another process there are other streams."""
+        """Leave the caches out: another process has other streams."""
         if self.model.quantization == "float8":
             raise RewardModelError(
                 "torch cannot pickle weights in float8. Give the other process the name of the "
                 "checkpoint, and let it load its own model."
             )
-        self.forget()  # each of joined weights would be written with all the others
+        self.forget()  # each view would be written with the whole fused matrix
         return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = {**state, "_process": os.getpid()}
 
     def _check_process(self) -> None:
-        """Refuse to hang: torch's threads do not survive a fork, nor does a CUDA context."""
+        """Raise in a forked process: torch's threads and CUDA do not survive a fork."""
         if os.getpid() != self._process:
             raise RewardModelError(
-                "This model was loaded before the process was forked, and torch cannot go on in a "
+                "This model was loaded before the process was forked, and torch does not work in a "
                 "forked process. Start the workers of a vector environment with "
                 "context='spawn' (gym.make_vec: vector_kwargs={'context': 'spawn'}; SubprocVecEnv: "
                 "start_method='spawn')."
             )
 
     def _fast_engine(self) -> Engine | None:
-        """Return the engine, made now if need be; None where the eager path predicts."""
-        with _making:
+        """Return the engine, made if necessary; None if the eager path predicts."""
+        with _engine_lock:
             if self._engine is not None and self._engine.model is not self.model:
-                self._engine = None  # somebody has put another network in its place
-            if self._engine is None and not self._why_eager:
-                from robometer_gym.models.robometer.engine.engine import (  # built on this package
-                    Engine,
-                    why_not,
-                )
-
-                self._why_eager = why_not(self.model)
-                if not self._why_eager:
+                self._engine = None  # `model` was assigned
+            if self._engine is None and not self._eager_reason:
+                self._eager_reason = unsupported_reason(self.model.backbone.language_model)
+                if not self._eager_reason:
                     self._engine = Engine(
                         self.model,
                         self.processor,
@@ -341,7 +322,7 @@ class RobometerRewardModel:
 
     @contextmanager
     def _predicting(self) -> Iterator[None]:
-        """Leave the caller's autocast and, if the network is being trained, its dropout."""
+        """Switch off the caller's autocast and, if the network is in training, its dropout."""
         in_training = [m for m in self.model.modules() if m.training] if self.model.training else []
         for module in in_training:
             module.training = False
@@ -351,45 +332,3 @@ class RobometerRewardModel:
         finally:
             for module in in_training:
                 module.training = True
-
-    def _answer(self, batch: Encoded) -> list[Prediction]:
-        logits = self.model(batch)
-        counts = [len(each) for each in batch.progress_at]
-        values = torch.stack([decode_progress(logits.progress), logits.success.sigmoid()])
-        return [Prediction(*each.numpy()) for each in values.cpu().split(counts, dim=1)]
-
-    def _batches(self, clips: Sequence[Clip]) -> Iterator[Encoded]:
-        """Encode in groups, so that many clips at once do not exhaust the memory."""
-        group: list[Clip] = []
-        tokens = 0
-        for clip in clips:
-            more = self._tokens(clip)
-            if group and tokens + more > _MOST_TOKENS:
-                yield self.processor.encode(group)
-                group, tokens = [], 0
-            group.append(clip)
-            tokens += more
-        if group:
-            yield self.processor.encode(group)
-
-    def _tokens(self, clip: Clip) -> int:
-        """Estimate how many tokens a clip takes; nearly all of them are pictures."""
-        return len(clip) * self.processor.images.tokens_of_size(*clip.images[0].shape[:2])
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError) as error:  # which one depends on how torch was built
-        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
-
-
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype must be a floating type such as 'bfloat16', got {dtype!r}.")
-    return found

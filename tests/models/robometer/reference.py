@@ -1,6 +1,6 @@
-"""What Robometer should answer: an eager reference, one clip at a time.
+"""Reference implementation of Robometer: eager, one clip at a time.
 
-Made only of public parts: the processor's chat template and call, qwen-vl-utils for the pictures,
+Made only of public parts: the processor's chat template and call, qwen-vl-utils for the images,
 transformers' Qwen3-VL with eager attention, and three heads written out with
 `torch.nn.functional`. It reads the checkpoint's files itself and knows nothing of
 our network, so that a test which compares the two compares two independent readings of the
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
+import torch.nn.functional as F  # noqa: N812 - its usual name
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,11 +40,8 @@ else:
     from transformers import PreTrainedTokenizerFast as Tokenizer
     from transformers import Qwen2VLImageProcessor as ImageProcessor
 
-# On matrices this small, threads wait for each other longer than they compute.
-torch.set_num_threads(1)
-
 DATA = SHARED_DATA
-"""Where the real tokenizer lies, in a folder beside the checkout; it may be missing."""
+"""Folder of the real tokenizer, beside the checkout; it may be missing."""
 REAL_PROCESSOR = DATA / "qwen3-vl-processor"
 
 ADDED_TOKENS = (
@@ -66,22 +63,22 @@ PREFERENCE_PROMPT = (
     "Given these two trajectories for the task '%s', evaluate which one makes more progress "
     "towards the task. Return A for the first trajectory and B for the second trajectory."
 )
-PREFERENCE_ASKS_PROGRESS = (
+PREFERENCE_WITH_PROGRESS = (
     " Also predict the task progress at each frame of the first trajectory, how far along the "
     "robot is towards completing the task, a float between 0 and 1, where 0 is the starting state "
     "and 1 is when the task is completed. If the robot is not performing the same task, predict 0 "
     "progress."
 )
 
-# For tokenizers that come without a template: what Qwen3-VL's own makes of one user message.
+# For tokenizers without a template: the output of Qwen3-VL's own for one user message.
 CHAT_TEMPLATE = (
-    "{%- set seen = namespace(pictures=0) -%}"
+    "{%- set seen = namespace(images=0) -%}"
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\n' -}}"
     "{%- for part in message.content -%}"
     "{%- if part.type == 'image' -%}"
-    "{%- set seen.pictures = seen.pictures + 1 -%}"
-    "{%- if add_vision_id -%}{{- 'Picture ' ~ seen.pictures ~ ': ' -}}{%- endif -%}"
+    "{%- set seen.images = seen.images + 1 -%}"
+    "{%- if add_vision_id -%}{{- 'Picture ' ~ seen.images ~ ': ' -}}{%- endif -%}"
     "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
     "{%- else -%}{{- part.text -}}{%- endif -%}"
     "{%- endfor -%}"
@@ -122,7 +119,7 @@ def load_processor(folder: Path) -> Any:
     return processor
 
 
-def _pictures(clip: Clip) -> list[dict[str, Any]]:
+def _images(clip: Clip) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for frame in clip.frames:
         parts.append({"type": "image", "image": Image.fromarray(frame)})
@@ -131,31 +128,32 @@ def _pictures(clip: Clip) -> list[dict[str, Any]]:
 
 
 def progress_message(clip: Clip) -> list[dict[str, Any]]:
-    """The conversation that asks for a clip's progress."""
+    """The progress prompt of a clip."""
     prompt = PROGRESS_PROMPT.replace("%s", clip.task)
-    return [{"role": "user", "content": [{"type": "text", "text": prompt}, *_pictures(clip)]}]
+    return [{"role": "user", "content": [{"type": "text", "text": prompt}, *_images(clip)]}]
 
 
-def preference_message(a: Clip, b: Clip, *, asks_progress: bool = True) -> list[dict[str, Any]]:
-    """The conversation that asks whether `a` is better than `b` at the task of `a`.
+def preference_message(a: Clip, b: Clip, *, with_progress: bool = True) -> list[dict[str, Any]]:
+    """The preference prompt: is `a` better than `b` at the task of `a`?
 
     Args:
         a: shown first.
         b: shown second.
-        asks_progress: as the checkpoint's training did; the released one did.
+        with_progress: whether the checkpoint's training requested progress too, as in the released
+            one.
     """
 
     def text(words: str) -> dict[str, Any]:
         return {"type": "text", "text": words}
 
-    prompt = PREFERENCE_PROMPT + (PREFERENCE_ASKS_PROGRESS if asks_progress else "")
+    prompt = PREFERENCE_PROMPT + (PREFERENCE_WITH_PROGRESS if with_progress else "")
     content = [
         text(prompt.replace("%s", a.task)),
         text("This is Trajectory A. "),
-        *_pictures(a),
+        *_images(a),
         text("<|split_token|>"),
         text("This is Trajectory B. "),
-        *_pictures(b),
+        *_images(b),
         text("Now predict the preference between the two trajectories."),
         text("<|pref_token|>"),
     ]
@@ -163,7 +161,7 @@ def preference_message(a: Clip, b: Clip, *, asks_progress: bool = True) -> list[
 
 
 def encode(processor: Any, messages: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
-    """Template, picture loading and processor call, with the published settings."""
+    """Template, image loading and processor call, with the published settings."""
     texts = [
         processor.apply_chat_template(
             message, tokenize=False, add_generation_prompt=False, add_vision_id=True

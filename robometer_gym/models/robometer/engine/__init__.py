@@ -1,6 +1,6 @@
-"""The fast path behind `RobometerRewardModel.predict`: the same numbers for less work.
+"""The fast path of `RobometerRewardModel.predict`: the same numbers for less work.
 
-What was computed for a stream of frames is kept: the features of each frame, and the keys and
-values of everything that the language model has read. A query pays for what is new. Needs torch;
-knows nothing of environments. How the parts fit together is told in `engine.py`.
+Caches the features of each frame of a stream, and the keys and values of every token that the
+language model has read, so that a prediction costs only its new frames. Needs torch; knows nothing
+of environments. `engine.py` shows how the parts fit together.
 """

@@ -1,4 +1,4 @@
-"""Checkpoint files to a network, and clips to its inputs. Needs torch; knows no environments."""
+"""The network: checkpoint files, weights, and the encoding of clips. Knows no environments."""
 
 from robometer_gym.models.robometer.network.config import RobometerConfig
 from robometer_gym.models.robometer.network.modeling import RobometerModel

@@ -1,7 +1,7 @@
-"""Checkpoint folders, in both published formats, to a network and back.
+"""Loading and saving of checkpoint folders in both published formats.
 
-Strict: a tensor that is missing, unknown or of another shape is an error, because a head left at
-random still pays rewards. Knows nothing of tokenizers or of predictions.
+Strict: a tensor that is missing, unknown or of another shape is an error, because a random head
+still gives rewards. Knows nothing of tokenizers or of predictions.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from robometer_gym.reward_model import CheckpointError
 __all__ = ["CHECKPOINT_FILES", "load_checkpoint", "save_checkpoint"]
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.yaml")
-"""What is needed of a checkpoint on the hub."""
+"""Files of a checkpoint to download from the hub."""
 
 _CONFIG, _RUN, _INDEX = "config.json", "config.yaml", "model.safetensors.index.json"
 
-# What our "backbone." is called in each format. LeRobot's wrapper holds the model with its
+# Our "backbone." in each format. LeRobot's wrapper holds the model with its
 # language-modelling head, upstream's the one without.
 _BACKBONE: dict[Format, str] = {"lerobot": "model.model.", "upstream": "model."}
 _EMBEDDING = "backbone.language_model.embed_tokens.weight"
@@ -36,12 +36,12 @@ _EMBEDDING = "backbone.language_model.embed_tokens.weight"
 # safetensors keeps one name of two tied tensors, so the embedding may be found under this one.
 _TIED_EMBEDDING = ("model.lm_head.weight", "lm_head.weight")
 
-# Left in published files by earlier heads, and read by nobody.
+# Unused leftovers of earlier heads in published files.
 _UNUSED = ("frame_pool_attn.", "similarity_head.")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads what is tagged as an object of the authors' code as the plain dict or list it is."""
+    """Reads objects of the authors' code, by their tags, as plain dicts and lists."""
 
 
 def _plain(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> object:
@@ -61,11 +61,11 @@ def load_checkpoint(
 ) -> tuple[RobometerModel, RobometerConfig]:
     """Read a checkpoint folder, LeRobot's or upstream's.
 
-    In inference mode as outside of it: weights from within could be used nowhere else.
+    Outside of inference mode, whose tensors could be used nowhere else.
 
     Args:
         folder: holds config.json, perhaps config.yaml, and one or more safetensors files.
-        device: where the weights go.
+        device: device of the weights.
         dtype: of the backbone. The heads keep theirs and compute in float32.
 
     Raises:
@@ -76,7 +76,7 @@ def load_checkpoint(
     files = _tensor_files(folder)
     names = _model_names(files, format_)
     rows = _shape(files, names, _EMBEDDING, folder)[0]
-    # The embedding was resized for the added tokens, and not every configuration says so.
+    # The embedding was resized for the added tokens, which not every configuration states.
     config = config.with_vocabulary(rows)
     try:
         model = empty_model(config)
@@ -92,13 +92,13 @@ def load_checkpoint(
     ]
     if wrong:
         raise CheckpointError(
-            f"Checkpoint {folder} has {len(wrong)} tensors of another shape than its configuration "
-            f"says: {'; '.join(wrong[:3])}. Do config.json and the weights belong together?"
+            f"Checkpoint {folder} has {len(wrong)} tensors of another shape than its "
+            f"configured: {'; '.join(wrong[:3])}. Do config.json and the weights belong together?"
         )
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise CheckpointError(
-                f"{_in_file(name, _BACKBONE[format_])} in {folder} is {tensor.dtype}: quantised "
+                f"{_in_file(name, _BACKBONE[format_])} in {folder} is {tensor.dtype}: quantized "
                 "checkpoints are not supported."
             )
         if name.startswith("backbone."):
@@ -110,7 +110,7 @@ def load_checkpoint(
 def save_checkpoint(
     model: RobometerModel, config: RobometerConfig, folder: Path, format_: Format
 ) -> None:
-    """Write a checkpoint into a folder, which is made if need be, in either published format.
+    """Write a checkpoint into a folder, which is created if necessary, in a published format.
 
     Raises:
         ValueError: a format that is neither.
@@ -119,7 +119,7 @@ def save_checkpoint(
         raise ValueError(f"format must be one of {tuple(_BACKBONE)}, got {format_!r}.")
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        _in_file(name, _BACKBONE[format_]): _by_itself(tensor.detach())
+        _in_file(name, _BACKBONE[format_]): _owned(tensor.detach())
         for name, tensor in model.state_dict().items()
     }
     dtype = str(model.backbone.dtype).removeprefix("torch.")
@@ -133,11 +133,11 @@ def save_checkpoint(
         save_torch_state_dict(state, folder, max_shard_size="5GB")
 
 
-def _by_itself(tensor: Tensor) -> Tensor:
-    """Return a tensor that shares its memory with no other, as the library that saves it wants."""
+def _owned(tensor: Tensor) -> Tensor:
+    """Return a tensor with memory of its own, as safetensors requires."""
     if tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor.contiguous()
-    return tensor.to("cpu", copy=True)  # the fast engine's are views; copies may not fit on a GPU
+    return tensor.to("cpu", copy=True)  # views of fused weights; copies may not fit on a GPU
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Return where each tensor is: its name in the file to the file."""
+    """Return the file of each tensor, by its name in the file."""
     if (folder / _INDEX).is_file():
         listed = _read_mapping(folder / _INDEX).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
@@ -203,7 +203,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
 
 def _model_names(files: dict[str, Path], format_: Format) -> dict[str, str]:
-    """Return the tensors to be read: name in the network to name in the file."""
+    """Return the name in the file of each tensor to read, by its name in the network."""
     prefix = _BACKBONE[format_]
     names = {}
     for name in files:
@@ -230,7 +230,7 @@ def _shape(
 
 
 def _in_file(name: str, prefix: str) -> str:
-    """Return what a tensor of the network is called in a file."""
+    """Return the name in a file of a tensor of the network."""
     return name.replace("backbone.", prefix, 1)
 
 

@@ -1,6 +1,6 @@
-"""What a checkpoint's configuration files say, in either published format.
+"""Configuration of a checkpoint, from and to either published format.
 
-Knows nothing of weights or of torch: it reads and writes the dicts of config.json and config.yaml.
+Reads and writes the dicts of config.json and config.yaml. Knows nothing of weights or of torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPECIAL_TOKENS = (
     "<|sim_token|>",
     "<|prog_token|>",
 )
-"""What Robometer adds to Qwen's tokenizer, in this order: their ids are rows of the embedding.
+"""Tokens added to Qwen's tokenizer, in this order: their ids are rows of the embedding.
 
 Source: robometer/utils/setup_utils.py:519-536 at c7f38e2.
 """
@@ -33,14 +33,14 @@ Source: robometer/utils/setup_utils.py:519-536 at c7f38e2.
 
 @dataclass(frozen=True)
 class RobometerConfig:
-    """One checkpoint's shape.
+    """Architecture and prompt settings of a checkpoint.
 
     Attributes:
         backbone: the Qwen3-VL configuration as a dict, as `Qwen3VLConfig` takes it.
-        base_model_id: where tokenizer and image settings come from, if not with the checkpoint.
-        progress_bins: K, how many bins between 0 and 1 the progress head tells apart.
-        max_frames: the longest clip it was trained with.
-        preference_asks_progress: whether the preference prompt also asks for progress.
+        base_model_id: source of tokenizer and image settings, if the checkpoint has none.
+        progress_bins: K, number of bins of the progress head, from 0 to 1.
+        max_frames: maximum clip length in training.
+        predict_pref_progress: whether the preference prompt also requests progress.
 
     Example:
         >>> text = {"vocab_size": 151674, "rope_parameters": {"rope_theta": 5e6}}
@@ -53,7 +53,7 @@ class RobometerConfig:
     base_model_id: str = BASE_MODEL
     progress_bins: int = 10
     max_frames: int = 8
-    preference_asks_progress: bool = True
+    predict_pref_progress: bool = True
 
     def __post_init__(self) -> None:
         if self.backbone.get("model_type") != "qwen3_vl":
@@ -80,9 +80,7 @@ class RobometerConfig:
             CheckpointError: a kind of Robometer that is not supported.
         """
         if not config.get("vlm_config"):
-            raise CheckpointError(
-                "config.json has no vlm_config: it cannot tell the model's shape."
-            )
+            raise CheckpointError("config.json has no vlm_config, which describes the backbone.")
         _check_kind(config)
         return cls(
             backbone=dict(config["vlm_config"]),
@@ -101,7 +99,7 @@ class RobometerConfig:
             CheckpointError: a kind of Robometer that is not supported.
         """
         model, data = run.get("model") or {}, run.get("data") or {}
-        # What the file leaves out is the default of the authors' code, not the released model's.
+        # Defaults of the authors' code, not the values of the released model.
         defaults = {
             "use_multi_image": False,
             "use_per_frame_progress_token": False,
@@ -115,9 +113,7 @@ class RobometerConfig:
             base_model_id=model.get("base_model_id", BASE_MODEL),
             progress_bins=model.get("progress_discrete_bins") or 10,
             max_frames=data.get("max_frames") or 8,
-            preference_asks_progress=(run.get("training") or {}).get(
-                "predict_pref_progress", False
-            ),
+            predict_pref_progress=(run.get("training") or {}).get("predict_pref_progress", False),
         )
 
     def to_lerobot(self, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -147,13 +143,13 @@ class RobometerConfig:
         run = {
             "model": {"base_model_id": self.base_model_id, "torch_dtype": dtype, **shared},
             "data": {"max_frames": self.max_frames, **shared},
-            "training": {"predict_pref_progress": self.preference_asks_progress},
+            "training": {"predict_pref_progress": self.predict_pref_progress},
         }
         return {**self.backbone, "architectures": ["RFM"]}, run
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
-    """Refuse what this package would compute wrongly. LeRobot's defaults are what is supported."""
+    """Refuse kinds of Robometer that this package does not implement; LeRobot's defaults pass."""
     supported = {
         "use_multi_image": True,
         "use_per_frame_progress_token": True,
@@ -170,7 +166,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
 def _with_portable_rope(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Spell the rotary settings as transformers 4.57 does: 5.x reads both, 4.57 only its own.
 
-    4.57 would take no notice of the new spelling and compute with a wrong base.
+    4.57 would ignore the new spelling and compute with a wrong base.
     """
     portable = deepcopy(dict(backbone))
     text = portable["text_config"]

@@ -1,6 +1,6 @@
-"""Robometer's three small heads, and how their outputs are read.
+"""Robometer's three small heads, and the decoding of progress.
 
-Knows nothing of images, tokens or the backbone: it is given hidden states.
+Knows nothing of images, tokens or the backbone: takes hidden states.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class PredictionHead(nn.Sequential):
 
     Args:
         hidden_size: D, of the backbone's hidden states.
-        outputs: how many logits.
+        outputs: number of logits.
 
     Source: robometer/models/heads.py:71-101 at c7f38e2 (layers and their names).
 
@@ -70,7 +70,7 @@ def decode_progress(logits: Tensor) -> Tensor:
         (...) float32 in [0, 1].
 
     Source: convert_bins_to_continuous, robometer/models/utils.py:15-35 at c7f38e2, without its
-    guess that rows which happen to sum to 1 are probabilities already.
+    guess that rows with a sum of 1 are probabilities already.
 
     Example:
         >>> float(decode_progress(torch.zeros(10)))

@@ -1,12 +1,13 @@
-"""From an id or a path to a folder on this machine.
+"""Lookup of checkpoint files: from a hub id, a path or "demo" to a local folder.
 
-Knows nothing of what is in the files.
+Knows nothing of the content of the files.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -24,23 +25,25 @@ def find_files(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return a folder with the wanted files; from the hub they are downloaded, or taken from cache.
+    """Return a folder with the requested files, downloaded or from the cache of the hub.
 
     Args:
-        id_or_path: a folder, or a hub id "name/model".
-        patterns: which files, as shell patterns; only for the hub.
+        id_or_path: a folder, a hub id "name/model", or "demo", the checkpoint of the package.
+        patterns: shell patterns of the files; only for the hub.
         revision: branch, tag or commit; only for the hub.
-        local_files_only: never ask the hub, take what is in its cache.
+        local_files_only: make no connection, use only the cache of the hub.
 
     Raises:
         CheckpointError: there is no such folder, or the hub does not have it or cannot be reached.
     """
+    if id_or_path == "demo":
+        return Path(str(files("robometer_gym") / "assets" / "demo"))
     path = Path(id_or_path).expanduser()
     if path.is_dir():
         return path
-    if _means_a_path(id_or_path):
-        what = "is a file; give the folder that holds it" if path.is_file() else "does not exist"
-        raise CheckpointError(f"The checkpoint folder {os.fspath(id_or_path)!r} {what}.")
+    if _is_path(id_or_path):
+        problem = "is a file; give the folder that holds it" if path.is_file() else "does not exist"
+        raise CheckpointError(f"The checkpoint folder {os.fspath(id_or_path)!r} {problem}.")
     try:
         return Path(
             snapshot_download(
@@ -56,12 +59,12 @@ def find_files(
             f"{os.fspath(id_or_path)!r}{at} is neither a folder here nor in the cache, and could "
             "not be downloaded from the Hugging Face Hub. Is the id right, and the network up? To "
             "do without a network, download weights and tokenizer elsewhere and give the folders: "
-            "'Where the real weights come from' in the README says how. "
+            "see 'Where the real weights come from' in the README. "
             f"({type(error).__name__}: {error})"
-        ) from None  # its text is all of it that helps
+        ) from None  # its text is the only helpful part
 
 
-def _means_a_path(id_or_path: str | os.PathLike[str]) -> bool:
+def _is_path(id_or_path: str | os.PathLike[str]) -> bool:
     """Return whether this can only be a path: an id is "name/model"."""
     if not isinstance(id_or_path, str):
         return True

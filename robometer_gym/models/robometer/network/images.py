@@ -1,6 +1,6 @@
-"""From pictures to the patches that Qwen3-VL's vision tower reads.
+"""Image preprocessing: from frames to the patches that Qwen3-VL's vision tower reads.
 
-Bit for bit what qwen-vl-utils followed by the Qwen2-VL image processor gives, without either.
+Equal bit for bit to qwen-vl-utils followed by the Qwen2-VL image processor, and needs neither.
 Knows nothing of text.
 """
 
@@ -26,12 +26,12 @@ _MAX_ASPECT = 200
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How pictures are cut and normalised; from a processor's own configuration file.
+    """Patch sizes and normalization, from a processor's configuration file.
 
     Attributes:
         patch_size: pixels along one side of a patch.
         merge_size: patches along one side that become one token.
-        temporal_patch_size: frames per patch; a still picture is repeated.
+        temporal_patch_size: frames per patch; a still image is repeated.
         image_mean: per channel, of pixel values in [0, 1].
         image_std: per channel, likewise.
 
@@ -50,7 +50,7 @@ class ImageSettings:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ImageSettings:
-        """Read preprocessor_config.json; keys that say nothing about stills are passed over.
+        """Read preprocessor_config.json; keys that do not concern still images are ignored.
 
         Raises:
             KeyError: a value is missing. Defaults would be those of another model.
@@ -62,7 +62,7 @@ class ImageSettings:
         return cls(**numbers, image_mean=mean, image_std=std)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what preprocessor_config.json holds, readable by transformers as well."""
+        """Return the content of preprocessor_config.json, readable by transformers as well."""
         return {
             "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": "Qwen3VLProcessor",
@@ -77,17 +77,17 @@ class ImageSettings:
         }
 
     def tokens(self, grid: tuple[int, int]) -> int:
-        """Return how many tokens of the language model a picture of `grid` patches takes."""
+        """Return the number of language-model tokens of an image of `grid` patches."""
         return grid[0] * grid[1] // self.merge_size**2
 
-    def tokens_of_size(self, height: int, width: int) -> int:
-        """Return how many tokens a picture of this size in pixels takes."""
+    def tokens_for_size(self, height: int, width: int) -> int:
+        """Return the number of tokens of an image of this size in pixels."""
         side = self.patch_size * self.merge_size
         high, wide = smart_size(height, width, side)
         return high * wide // side**2
 
     def patches(self, image: Frame) -> tuple[Tensor, tuple[int, int]]:
-        """Resize, normalise and cut one picture.
+        """Resize, normalize and cut one image.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -99,15 +99,15 @@ class ImageSettings:
         Raises:
             ValueError: one side is more than 200 times the other.
         """
-        height, width = self.seen_size(*image.shape[:2])
+        height, width = self.input_size(*image.shape[:2])
         if (height, width) != image.shape[:2]:
             resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
             image = np.asarray(resized)
         pixels = torch.from_numpy(image.copy())
-        return self.cut(pixels[None])[0], self.grid(height, width)
+        return self.to_patches(pixels[None])[0], self.grid(height, width)
 
-    def seen_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size in pixels at which the model sees a picture of this size.
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size in pixels to which an image of this size is resized.
 
         Raises:
             ValueError: one side is more than 200 times the other.
@@ -115,11 +115,11 @@ class ImageSettings:
         return smart_size(height, width, self.patch_size * self.merge_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return (h, w) in patches of a picture of `seen_size`."""
+        """Return (h, w) in patches of an image of `input_size`."""
         return height // self.patch_size, width // self.patch_size
 
-    def cut(self, pixels: Tensor) -> Tensor:
-        """Normalise and cut pictures of `seen_size`.
+    def to_patches(self, pixels: Tensor) -> Tensor:
+        """Normalize and cut images of `input_size`.
 
         Args:
             pixels: (N, H, W, 3) uint8 RGB.
@@ -130,23 +130,24 @@ class ImageSettings:
         """
         # Rescaling by 1/255 is folded into mean and std, as in transformers: the same roundings.
         mean, std = (_per_channel(v, pixels.device) for v in (self.image_mean, self.image_std))
-        normal = (pixels.permute(0, 3, 1, 2).float() - mean) / std
+        normalized = (pixels.permute(0, 3, 1, 2).float() - mean) / std
         merge, side, times = self.merge_size, self.patch_size, self.temporal_patch_size
         high, wide = (length // (merge * side) for length in pixels.shape[1:3])
-        cut = normal.reshape(-1, 3, high, merge, side, wide, merge, side)
-        cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (N, high, wide, merge, merge, 3, side, side)
-        cut = cut.unsqueeze(6).expand(*cut.shape[:6], times, side, side)
-        return cut.reshape(len(pixels), high * merge * wide * merge, -1)
+        patches = normalized.reshape(-1, 3, high, merge, side, wide, merge, side)
+        # To (N, high, wide, merge, merge, 3, side, side).
+        patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7)
+        patches = patches.unsqueeze(6).expand(*patches.shape[:6], times, side, side)
+        return patches.reshape(len(pixels), high * merge * wide * merge, -1)
 
 
 @lru_cache
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Return values for pixels in [0, 255], (3, 1, 1): kept, because a GPU has to wait for it."""
+    """Return values for pixels in [0, 255], (3, 1, 1): cached, because a GPU waits for the copy."""
     return (torch.tensor(values, dtype=torch.float32) * 255.0).to(device)[:, None, None]
 
 
 def smart_size(height: int, width: int, factor: int) -> tuple[int, int]:
-    """Return the size in pixels that the model sees: multiples of `factor`, within its bounds.
+    """Return the size in pixels of the model's input: multiples of `factor`, within its bounds.
 
     Source: smart_resize of qwen-vl-utils 0.0.14, with its bounds of 4 and 16384 tokens.
 
@@ -162,20 +163,20 @@ def smart_size(height: int, width: int, factor: int) -> tuple[int, int]:
             f"A frame of {height}x{width} is too long and narrow: "
             f"one side may be at most {_MAX_ASPECT} times the other."
         )
-    least, most = 4 * factor**2, 16384 * factor**2
+    min_pixels, max_pixels = 4 * factor**2, 16384 * factor**2
     high = max(factor, round(height / factor) * factor)
     wide = max(factor, round(width / factor) * factor)
-    if high * wide > most:
-        shrink = math.sqrt(height * width / most)
+    if high * wide > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
         high = math.floor(height / shrink / factor) * factor
         wide = math.floor(width / shrink / factor) * factor
-    elif high * wide < least:
-        grow = math.sqrt(least / (height * width))
+    elif high * wide < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
         high = math.ceil(height * grow / factor) * factor
         wide = math.ceil(width * grow / factor) * factor
     return high, wide
 
 
 def image_grids(grids: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the grids as transformers wants them: (N, 3) int64 of (1, h, w)."""
+    """Return the grids in transformers' form: (N, 3) int64 of (1, h, w)."""
     return torch.tensor([(1, *grid) for grid in grids], dtype=torch.int64)

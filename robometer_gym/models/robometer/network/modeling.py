@@ -1,6 +1,6 @@
 """The network: Qwen3-VL's backbone and Robometer's three heads.
 
-Knows nothing of files, of frames or of text: it is given an `Encoded` batch.
+Knows nothing of files, of frames or of text: takes an `Encoded` batch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from robometer_gym.models.robometer.network.processor import Encoded, RobometerP
 from robometer_gym.models.robometer.network.vision import encode_images
 from robometer_gym.reward_model import CheckpointError
 
-__all__ = ["Logits", "Quantization", "RobometerModel", "check_together", "empty_model"]
+__all__ = ["Logits", "Quantization", "RobometerModel", "check_compatible", "empty_model"]
 
 Quantization = Literal["int8", "nf4", "float8"]
-"""What the matrices of the language model can be converted to, see `model.quantize`."""
+"""Formats to which the matrices of the language model can be converted, see `quantize`."""
 
 
 class Logits(NamedTuple):
-    """What the heads say of a batch, sample after sample, all float32.
+    """Outputs of the heads for a batch, sample after sample, all float32.
 
     Attributes:
-        progress: (N, K), per picture, over the bins.
-        success: (N,), per picture.
-        preference: (M,), per preference question: above 0, A is the better.
+        progress: (N, K), per image, over the bins.
+        success: (N,), per image.
+        preference: (M,), per preference prompt: above 0, A is the better.
     """
 
     progress: Tensor
@@ -39,7 +39,7 @@ class Logits(NamedTuple):
 
 
 class RobometerModel(nn.Module):
-    """Reads conversations and answers at some of their tokens.
+    """The backbone, and the three heads that read its hidden states at some tokens.
 
     The hidden state is the one after the language model's final norm. (The last of all hidden
     states of Qwen3VLForConditionalGeneration is another in transformers 4.57.)
@@ -63,18 +63,18 @@ class RobometerModel(nn.Module):
         self.preference_head = PredictionHead(hidden_size, 1)
         self.success_head = PredictionHead(hidden_size, 1)
         self.trainings = 0
-        """How often training has begun: what was computed before may be out of date."""
+        """Number of calls of `train()`: cached results from before a call may be out of date."""
         self.quantization: Quantization | None = None
-        """What the language model's matrices were converted to: they are not to be trained then."""
+        """Format of the language model's matrices, or None; quantized ones cannot be trained."""
 
     def train(self, mode: bool = True) -> RobometerModel:
-        """Set training or evaluation mode, and count the trainings."""
+        """Set training or evaluation mode, and count the former."""
         self.trainings += mode
         super().train(mode)
         return self
 
     def forward(self, batch: Encoded) -> Logits:
-        """Answer every question of a batch."""
+        """Return the logits of every sample of a batch."""
         hidden = self._hidden_states(batch)
         progress = _gather(hidden, batch.progress_at)
         preference = _gather(hidden, batch.preference_at)
@@ -85,24 +85,24 @@ class RobometerModel(nn.Module):
         )
 
     def gradient_checkpointing_enable(self) -> None:
-        """Keep less memory in training, and compute the activations of each layer twice."""
+        """Use less memory in training, and compute the activations of each layer twice."""
         self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _hidden_states(self, batch: Encoded) -> Tensor:
         """Return (B, L, D), in the backbone's dtype."""
         device = self.backbone.device
         grids = [(high, wide) for _, high, wide in batch.image_grid_thw.tolist()]
-        pictures = encode_images(self.backbone, batch.pixel_values.to(device), grids)
+        images = encode_images(self.backbone, batch.pixel_values.to(device), grids)
         ids = batch.input_ids.to(device)
-        of_picture = ids == self.backbone.config.image_token_id
+        is_image = ids == self.backbone.config.image_token_id
         embeddings = self.backbone.get_input_embeddings()(ids)
-        embeddings = embeddings.masked_scatter(of_picture[..., None], pictures.embeddings)
+        embeddings = embeddings.masked_scatter(is_image[..., None], images.embeddings)
         hidden: Tensor = self.backbone.language_model(
             inputs_embeds=embeddings,
             attention_mask=batch.attention_mask.to(device),
             position_ids=batch.position_ids.to(device),
-            visual_pos_masks=of_picture,
-            deepstack_visual_embeds=list(pictures.deepstack),
+            visual_pos_masks=is_image,
+            deepstack_visual_embeds=list(images.deepstack),
             use_cache=False,
         ).last_hidden_state
         return hidden
@@ -113,7 +113,7 @@ def _gather(hidden: Tensor, columns: list[Tensor]) -> Tensor:
     return torch.cat([hidden[row, at.to(hidden.device)] for row, at in enumerate(columns)])
 
 
-@torch.random.fork_rng(devices=[])  # the caller's random numbers are his own
+@torch.random.fork_rng(devices=[])  # leaves the caller's random state alone
 def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> RobometerModel:
     """Build the network on the meta device: shapes and names, but no weights.
 
@@ -134,15 +134,15 @@ def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> 
 
 
 def _backbone_config(config: dict[str, Any]) -> Qwen3VLConfig:
-    # A copy, because transformers 5 completes the dicts that it is given.
+    # A copy, because transformers 5 adds defaults to the dicts that it takes.
     return Qwen3VLConfig(**{k: deepcopy(v) for k, v in config.items() if k != "model_type"})
 
 
-def check_together(model: RobometerModel, processor: RobometerProcessor) -> None:
+def check_compatible(model: RobometerModel, processor: RobometerProcessor) -> None:
     """Raise unless a network and a processor belong together.
 
     Raises:
-        CheckpointError: they disagree about the vocabulary or about how pictures are cut.
+        CheckpointError: they disagree about the vocabulary or about patches.
     """
     rows = model.backbone.get_input_embeddings().weight.shape[0]
     tokens = len(processor.tokenizer)
@@ -153,22 +153,22 @@ def check_together(model: RobometerModel, processor: RobometerProcessor) -> None
             "Name the tokenizer that the checkpoint was trained with: processor='Qwen/...'."
         )
     config = model.backbone.config
-    of_model = (
+    model_values = (
         config.image_token_id,
         config.vision_config.patch_size,
         config.vision_config.spatial_merge_size,
         config.vision_config.temporal_patch_size,
     )
     images = processor.images
-    of_processor = (
+    processor_values = (
         processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         images.patch_size,
         images.merge_size,
         images.temporal_patch_size,
     )
-    if of_model != of_processor:
+    if model_values != processor_values:
         raise CheckpointError(
             "The checkpoint and the processor disagree about (image token, patch size, merge "
-            f"size, temporal patch size): {of_model} and {of_processor}. "
+            f"size, temporal patch size): {model_values} and {processor_values}. "
             "Name the right one with processor=..."
         )

@@ -1,7 +1,7 @@
-"""From clips to what the backbone reads: token ids, positions and patches.
+"""Encoding of clips: token ids, positions and patches, the inputs of the backbone.
 
-Writes out the conversation as Qwen3-VL's chat template would, so that the result does not depend
-on a template file or on a version of transformers. Knows nothing of weights.
+Writes the prompt as Qwen3-VL's chat template does, so that the result does not depend on a
+template file or on a version of transformers. Knows nothing of weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from robometer_gym.models.robometer.network.hub import find_files
 from robometer_gym.models.robometer.network.images import ImageSettings, image_grids
 from robometer_gym.reward_model import CheckpointError, Clip
 
-__all__ = ["Encoded", "RobometerProcessor", "picture_label", "picture_text", "token_positions"]
+__all__ = ["Encoded", "RobometerProcessor", "image_label", "image_text", "token_positions"]
 
 # The wording is part of the checkpoint: robometer/data/collators/rbm_heads.py:378 and 482-513 at
 # c7f38e2. {task} is put in once, by replace, so that braces in a task stay as they are.
@@ -36,7 +36,7 @@ _PREFERENCE_PROMPT = (
     "Given these two trajectories for the task '{task}', evaluate which one makes more progress "
     "towards the task. Return A for the first trajectory and B for the second trajectory."
 )
-_PREFERENCE_ASKS_PROGRESS = (
+_PREFERENCE_WITH_PROGRESS = (
     " Also predict the task progress at each frame of the first trajectory, how far along the "
     "robot is towards completing the task, a float between 0 and 1, where 0 is the starting state "
     "and 1 is when the task is completed. If the robot is not performing the same task, predict 0 "
@@ -44,48 +44,48 @@ _PREFERENCE_ASKS_PROGRESS = (
 )
 
 _USER, _FIRST, _SECOND = "user\n", "This is Trajectory A. ", "This is Trajectory B. "
-_ASK_PREFERENCE = "Now predict the preference between the two trajectories."
+_PREFERENCE_REQUEST = "Now predict the preference between the two trajectories."
 
 PHRASES = (
     _USER,
     *_PROGRESS_PROMPT.split("{task}"),
     *_PREFERENCE_PROMPT.split("{task}"),
-    _PREFERENCE_ASKS_PROGRESS,
+    _PREFERENCE_WITH_PROGRESS,
     _FIRST,
     _SECOND,
-    _ASK_PREFERENCE,
+    _PREFERENCE_REQUEST,
 )
-"""All that a model is ever told in words, but the tasks and the numbers of the pictures."""
+"""All text in prompts, except the tasks and the numbers of the images."""
 
 _TOKENIZER_FILE = "tokenizer.json"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def progress_question(task: str) -> str:
-    """Return what the model is told before it sees the first picture."""
+def progress_prompt(task: str) -> str:
+    """Return the text of a progress prompt before its first image."""
     return f"<|im_start|>{_USER}{_PROGRESS_PROMPT.replace('{task}', task)}"
 
 
-def picture_label(number: int) -> str:
-    """Return how a picture is announced; pictures are numbered from 1 through a conversation."""
+def image_label(number: int) -> str:
+    """Return the label of an image; images are numbered from 1 through a prompt."""
     return f"Picture {number}: "
 
 
-def picture_text(tokens: int) -> str:
-    """Return what stands for a picture of so many tokens, to the token that is read after it."""
+def image_text(tokens: int) -> str:
+    """Return the text of an image of `tokens` tokens, up to its readout token."""
     return f"<|vision_start|>{'<|image_pad|>' * tokens}<|vision_end|><|prog_token|>"
 
 
 class Sample(NamedTuple):
-    """One conversation, not yet padded to others.
+    """One prompt, without padding.
 
     Attributes:
         ids: (L,) int64 token ids.
         positions: (3, L) int64: time, height and width of each token.
-        patches: (P, 1536) float32, of all pictures.
-        grids: per picture, (h, w) in patches.
+        patches: (P, 1536) float32, of all images.
+        grids: per image, (h, w) in patches.
         progress_at: (T,) int64, the columns of `ids` at which progress and success are read: one
-            per picture.
+            per image.
         preference_at: (0,) or (1,) int64, the column at which the preference is read.
     """
 
@@ -99,16 +99,16 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A batch of conversations, padded on the right.
+    """A batch of prompts, padded on the right.
 
     Attributes:
         input_ids: (B, L) int64.
         attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
         position_ids: (3, B, L) int64: time, height and width of each token.
-        pixel_values: (P, 1536) float32, the patches of all pictures of all samples.
-        image_grid_thw: (N, 3) int64, per picture 1 and its height and width in patches.
+        pixel_values: (P, 1536) float32, the patches of all images of all samples.
+        image_grid_thw: (N, 3) int64, per image 1 and its height and width in patches.
         progress_at: per sample, the columns of `input_ids` at which progress and success are read,
-            (T,) int64: one per picture, those of A before those of B.
+            (T,) int64: one per image, those of A before those of B.
         preference_at: per sample, the column at which the preference is read, (0,) or (1,) int64.
     """
 
@@ -126,8 +126,8 @@ class RobometerProcessor:
 
     Args:
         tokenizer: Qwen3-VL's; Robometer's five tokens are added to it if it lacks them.
-        images: how pictures are cut and normalised.
-        preference_asks_progress: see `RobometerConfig`.
+        images: how frames are cut and normalized.
+        predict_pref_progress: see `RobometerConfig`.
 
     Example:
         >>> import numpy as np
@@ -144,13 +144,13 @@ class RobometerProcessor:
         tokenizer: PreTrainedTokenizerFast,
         images: ImageSettings,
         *,
-        preference_asks_progress: bool = True,
+        predict_pref_progress: bool = True,
     ) -> None:
         known = tokenizer.get_vocab()
         tokenizer.add_tokens([t for t in SPECIAL_TOKENS if t not in known], special_tokens=True)
         self.tokenizer = tokenizer
         self.images = images
-        self.preference_asks_progress = preference_asks_progress
+        self.predict_pref_progress = predict_pref_progress
         self._prog, self._pref, self._image, self._pad = (
             tokenizer.convert_tokens_to_ids(token)
             for token in ("<|prog_token|>", "<|pref_token|>", "<|image_pad|>", "<|endoftext|>")
@@ -163,7 +163,7 @@ class RobometerProcessor:
         *,
         revision: str | None = None,
         local_files_only: bool = False,
-        preference_asks_progress: bool = True,
+        predict_pref_progress: bool = True,
     ) -> RobometerProcessor:
         """Read tokenizer and image settings, and nothing else, from a folder or the hub.
 
@@ -179,7 +179,7 @@ class RobometerProcessor:
         return cls(
             _read_tokenizer(folder),
             _read_image_settings(folder),
-            preference_asks_progress=preference_asks_progress,
+            predict_pref_progress=predict_pref_progress,
         )
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
@@ -189,7 +189,7 @@ class RobometerProcessor:
         (Path(path) / _IMAGE_FILES[0]).write_text(settings + "\n")
 
     def encode(self, clips: Sequence[Clip]) -> Encoded:
-        """Encode progress questions, one per clip.
+        """Encode progress prompts, one per clip.
 
         Args:
             clips: B >= 1 clips; lengths, sizes and tasks may differ.
@@ -197,38 +197,38 @@ class RobometerProcessor:
         return self.collate([self.progress_sample(clip) for clip in clips])
 
     def encode_preference(self, pairs: Sequence[tuple[Clip, Clip]]) -> Encoded:
-        """Encode preference questions, "is A better than B at A's task?": one answer per pair."""
+        """Encode preference prompts, one per pair (A, B), for the task of A."""
         return self.collate([self.preference_sample(a, b) for a, b in pairs])
 
     def progress_sample(self, clip: Clip) -> Sample:
-        """Encode one progress question."""
-        return self._sample([progress_question(clip.task), clip])
+        """Encode one progress prompt."""
+        return self._sample([progress_prompt(clip.task), clip])
 
     def preference_sample(self, a: Clip, b: Clip) -> Sample:
-        """Encode one preference question; the task is that of `a`."""
+        """Encode one preference prompt; the task is that of `a`."""
         prompt = _PREFERENCE_PROMPT.replace("{task}", a.task)
         parts: list[str | Clip] = [
             f"<|im_start|>{_USER}{prompt}",
-            _PREFERENCE_ASKS_PROGRESS if self.preference_asks_progress else "",
+            _PREFERENCE_WITH_PROGRESS if self.predict_pref_progress else "",
             _FIRST,
             a,
             "<|split_token|>",
             _SECOND,
             b,
-            f"{_ASK_PREFERENCE}<|pref_token|>",
+            f"{_PREFERENCE_REQUEST}<|pref_token|>",
         ]
         return self._sample(parts)
 
     def collate(self, samples: Sequence[Sample]) -> Encoded:
-        """Pad samples on the right to one length. Attention is causal, so padding is never seen."""
+        """Pad samples on the right to one length. Attention is causal, so padding has no effect."""
         return _collate(samples, self._pad)
 
     def token_ids(self, text: str) -> Tensor:
         """Return (L,) int64; the texts of control tokens become those tokens."""
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def of_picture(self, ids: Tensor) -> Tensor:
-        """Return which token ids stand for a part of a picture, as bool of the same shape."""
+    def is_image(self, ids: Tensor) -> Tensor:
+        """Return whether each token id stands for a part of an image, bool of the same shape."""
         found: Tensor = ids == self._image
         return found
 
@@ -239,16 +239,16 @@ class RobometerProcessor:
                 text.append(part)
                 continue
             for image in part.images:
-                cut, grid = self.images.patches(image)
-                patches.append(cut)
+                image_patches, grid = self.images.patches(image)
+                patches.append(image_patches)
                 grids.append(grid)
-                text.append(picture_label(len(grids)) + picture_text(self.images.tokens(grid)))
+                text.append(image_label(len(grids)) + image_text(self.images.tokens(grid)))
         text.append("<|im_end|>\n")
         ids = self.token_ids("".join(text))
         merged = [(h // self.images.merge_size, w // self.images.merge_size) for h, w in grids]
         return Sample(
             ids=ids,
-            positions=token_positions(self.of_picture(ids), merged),
+            positions=token_positions(self.is_image(ids), merged),
             patches=torch.cat(patches),
             grids=grids,
             progress_at=(ids == self._prog).nonzero()[:, 0],
@@ -280,18 +280,18 @@ def _collate(samples: Sequence[Sample], pad_id: int) -> Encoded:
 def token_positions(is_image: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
     """Return (3, L): the rotary position of each token in time, height and width.
 
-    A text token stands one after its predecessor in all three. A picture stands still in time
-    while its rows and columns are counted; what follows stands after its longer side.
+    The position of a text token is one more than its predecessor's in all three. The tokens of an
+    image share one time and count its rows and columns; the next token follows its longer side.
 
     Source: get_rope_index of transformers' Qwen3VLModel; given in closed form here because its
-    signature and its needs change between versions.
+    signature and requirements change between versions.
 
     Args:
-        is_image: (L,) bool, whether a token is a part of a picture.
-        grids: per picture, (rows, columns) in tokens.
+        is_image: (L,) bool, whether a token is a part of an image.
+        grids: per image, (rows, columns) in tokens.
     """
     spans, end, now = [], 0, 0
-    starts = (is_image & ~is_image.roll(1)).nonzero()[:, 0]  # a picture follows on no other
+    starts = (is_image & ~is_image.roll(1)).nonzero()[:, 0]  # a text token separates any two images
     for start, (rows, columns) in zip(starts.tolist(), grids, strict=True):
         spans.append((torch.arange(start - end) + now).expand(3, -1))
         now += start - end
@@ -311,8 +311,8 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             "Name a Qwen3-VL model that has one with processor=..."
         )
     try:
-        # From the file itself, which is all there is to it: what tokenizer_config.json adds is
-        # the name of a class, and that differs between versions of transformers.
+        # From this file alone: tokenizer_config.json only adds the name of a class, which differs
+        # between versions of transformers.
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(file), eos_token="<|im_end|>", pad_token="<|endoftext|>"
         )

@@ -1,7 +1,4 @@
-"""Small random networks, clips to ask them about, and what full recomputation says of these.
-
-For the tests of the fast engine. Only the public surface of `RobometerRewardModel` is used.
-"""
+"""Small random models, clips, and full recomputation, for the tests of the fast engine."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ import torch
 from robometer_gym import RobometerRewardModel
 from robometer_gym.models.robometer.demo import byte_tokenizer, demo_config, random_model
 from robometer_gym.models.robometer.engine import engine as engine_module
+from robometer_gym.models.robometer.engine.engine import Engine
 from robometer_gym.models.robometer.network import (
     RobometerConfig,
     RobometerModel,
@@ -32,29 +30,27 @@ TOLERANCE = {SINGLE: 1e-5, DOUBLE: 1e-6}
 TASKS = ("open it", "close the drawer, 'slowly'", "把红色的杯子放在桌子上")
 SIZES = ((64, 64), (64, 96), (40, 100))  # the last one is resized
 SAMPLINGS: tuple[Sampling, ...] = ("anchored", "linspace", "tail")
-STREAMS = (0, "left", ("env", 1), 3.5, frozenset({2}))
+PROCESSOR = RobometerProcessor(byte_tokenizer(PHRASES), ImageSettings())
 
 
-def small_config(processor: RobometerProcessor) -> RobometerConfig:
-    """The demo architecture, with a layer more on both sides: one that is neither first nor last.
+def small_config(hidden_size: int = 96) -> RobometerConfig:
+    """The demo architecture with one more layer on both sides, neither first nor last.
 
     And with a second level of features that are added to the language model's layers.
     """
-    demo = demo_config(processor).backbone
-    text = {**demo["text_config"], "num_hidden_layers": 3}
+    demo = demo_config(PROCESSOR).backbone
+    text = {**demo["text_config"], "num_hidden_layers": 3, "hidden_size": hidden_size}
     vision = {**demo["vision_config"], "depth": 3, "deepstack_visual_indexes": [0, 1]}
+    vision["out_hidden_size"] = hidden_size
     return RobometerConfig({**demo, "text_config": text, "vision_config": vision})
 
 
-@cache
-def parts() -> tuple[RobometerProcessor, RobometerConfig]:
-    processor = RobometerProcessor(byte_tokenizer(PHRASES), ImageSettings())
-    return processor, small_config(processor)
+CONFIG = small_config()
 
 
 @cache
 def shared_network(dtype: torch.dtype, seed: int) -> RobometerModel:
-    network = random_model(parts()[1], seed)
+    network = random_model(CONFIG, seed)
     network.backbone.to(dtype)
     return network
 
@@ -67,16 +63,37 @@ def new_model(
     *,
     own: bool = False,
 ) -> RobometerRewardModel:
-    """A model with nothing in its caches; with weights of its `own` if they are to be changed."""
+    """A model with empty caches; with weights of its `own` if they are to be changed."""
     network = shared_network(dtype, seed)
     return RobometerRewardModel(
-        copy.deepcopy(network) if own else network, *parts(), engine=engine, max_streams=max_streams
+        copy.deepcopy(network) if own else network,
+        PROCESSOR,
+        CONFIG,
+        engine=engine,
+        max_streams=max_streams,
     )
 
 
+def eager_twin(model: RobometerRewardModel) -> RobometerRewardModel:
+    """The eager model around the network of another."""
+    return RobometerRewardModel(model.model, model.processor, model.config, engine="eager")
+
+
+def engine_of(model: RobometerRewardModel) -> Engine:
+    engine = model._fast_engine()
+    assert engine is not None
+    return engine
+
+
+def graph_count(model: RobometerRewardModel) -> int:
+    graphs = model.engine_info()["graphs"]
+    assert graphs.endswith("captured"), graphs
+    return int(graphs.split()[0])
+
+
 @lru_cache(maxsize=10_000)
-def picture(name: Hashable, step: int, size: tuple[int, int] = SIZES[0]) -> Frame:
-    """Blocks of colour: two pictures differ much more than neighbouring pixels do."""
+def draw_frame(name: Hashable, step: int, size: tuple[int, int] = SIZES[0]) -> Frame:
+    """Blocks of color: two frames differ much more than adjacent pixels do."""
     rng = np.random.default_rng([*repr((name, step)).encode(), *size])
     small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     rows, columns = np.arange(size[0]) * 4 // size[0], np.arange(size[1]) * 4 // size[1]
@@ -94,53 +111,62 @@ def clip(
     of: Hashable = None,
     named: bool = True,
 ) -> Clip:
-    """A clip of these steps of a stream.
+    """A clip of these steps of a stream; without stream and steps if it is None or not `named`.
 
-    The pictures are those of `of`, if it is not None. Stream and steps are told if it is `named`.
+    The frames are those of `of`, if it is not None.
     """
-    frames = [picture(stream if of is None else of, step, size) for step in steps]
-    return Clip(frames, task, stream, tuple(steps)) if named else Clip(frames, task)
+    frames = [draw_frame(stream if of is None else of, step, size) for step in steps]
+    if named and stream is not None:
+        return Clip(frames, task, stream, tuple(steps))
+    return Clip(frames, task)
 
 
 class Truth:
-    """What full recomputation says; every window is computed once."""
+    """Full recomputation by an eager model; every window is computed once."""
 
-    def __init__(self, dtype: torch.dtype = SINGLE, seed: int = 0) -> None:
-        self.model = new_model("eager", dtype, seed)
+    def __init__(self, model: RobometerRewardModel) -> None:
+        self.model = model
         self._known: dict[tuple[Any, ...], Prediction] = {}
 
-    def __call__(self, asked: Clip) -> Prediction:
-        key = (asked.task, *(image.tobytes() for image in asked.images), asked.images[0].shape)
+    def __call__(self, clip: Clip) -> Prediction:
+        key = (clip.task, *(image.tobytes() for image in clip.images), clip.images[0].shape)
         if key not in self._known:
-            (self._known[key],) = self.model.predict([Clip(asked.images, asked.task)])
+            (self._known[key],) = self.model.predict([Clip(clip.images, clip.task)])
         return self._known[key]
 
 
 @cache
 def truth(dtype: torch.dtype = SINGLE, seed: int = 0) -> Truth:
-    return Truth(dtype, seed)
+    return Truth(new_model("eager", dtype, seed))
 
 
 def assert_same(
-    answer: Prediction, right: Prediction | tuple[Any, Any], tolerance: float = 1e-5
+    ours: Prediction, right: Prediction | tuple[Any, Any], tolerance: float = 1e-5
 ) -> None:
     progress, success = (right.progress, right.success) if isinstance(right, Prediction) else right
-    for ours, its in ((answer.progress, progress), (answer.success, success)):
-        assert ours.dtype == np.float32
-        assert ours.flags.writeable
-        np.testing.assert_allclose(ours, its, rtol=tolerance, atol=0)
+    for values, expected in ((ours.progress, progress), (ours.success, success)):
+        assert values.dtype == np.float32
+        assert values.flags.writeable
+        np.testing.assert_allclose(values, expected, rtol=tolerance, atol=0)
 
 
-def check(model: RobometerRewardModel, clips: Sequence[Clip], its: Truth | None = None) -> None:
-    """Ask, and compare each answer with full recomputation."""
-    answers = model.predict(clips)
-    assert len(answers) == len(clips)
-    its = its or truth()
-    for answer, asked in zip(answers, clips, strict=True):
-        assert_same(answer, its(asked))
+def assert_close(
+    ours: Sequence[Prediction], right: Sequence[Prediction], tolerance: float = 1e-5
+) -> None:
+    assert len(ours) == len(right)
+    for one, other in zip(ours, right, strict=True):
+        assert_same(one, other, tolerance)
 
 
-def scarce(budget: int | None) -> Any:
-    """Leave the engine so many bytes for its caches; None: as many as it takes."""
-    usual = engine_module._CPU_BUDGET
-    return mock.patch.object(engine_module, "_CPU_BUDGET", usual if budget is None else budget)
+def check(
+    model: RobometerRewardModel, clips: Sequence[Clip], recompute: Truth | None = None
+) -> None:
+    """Predict, and compare each prediction with full recomputation."""
+    recompute = recompute or truth()
+    assert_close(model.predict(clips), [recompute(each) for each in clips])
+
+
+def limit_budget(budget: int | None) -> Any:
+    """Give the engine so many bytes for its caches; None: the default."""
+    default = engine_module._CPU_BUDGET
+    return mock.patch.object(engine_module, "_CPU_BUDGET", default if budget is None else budget)

@@ -1,7 +1,4 @@
-"""Poison, failures, interrupts and threads: the engine's next answers are right all the same.
-
-Where a test has to break something half-way, it says so.
-"""
+"""Stale memory, failures, interrupts and threads: the next predictions are right all the same."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ import torch
 
 from robometer_gym import RobometerRewardModel
 from robometer_gym.models.robometer.engine.executor import Executor
-from robometer_gym.models.robometer.engine.slots import Slot
+from robometer_gym.models.robometer.engine.kv_slots import KVSlot
 from robometer_gym.reward_model import Clip
 from tests.models.robometer.engine.recomputation import (
     SIZES,
@@ -34,10 +31,10 @@ from tests.models.robometer.engine.recomputation import (
 
 @pytest.fixture
 def poisoned() -> RobometerRewardModel:
-    """A model whose caches are full of NaN, and hold nothing that is of use.
+    """A model whose caches are full of NaN, and hold nothing that can be reused.
 
-    Its weights were NaN for a while, behind the engine's back: writing through `.data` is the one
-    change that it does not notice, so that it goes on with the same caches.
+    Its weights were NaN for a while, without the engine finding out: it does not see a write
+    through `.data`, so that it goes on with the same caches.
     """
     model = new_model(max_streams=3, own=True)
     parameters = list(model.model.parameters())
@@ -45,21 +42,21 @@ def poisoned() -> RobometerRewardModel:
     clips = [clip(("poison", env), range(30), "poison", SIZES[1]) for env in range(5)]
     clips += [clip("x", range(30), "poison", SIZES[1], named=False) for _ in range(5)]
     model.predict(clips)
-    for asked in clips:
-        model.release(asked.stream)
+    for each in clips:
+        model.release(each.stream)
     for parameter in parameters:
         parameter.data.fill_(float("nan"))
-    answers = model.predict(clips)
-    assert np.isnan([answer.progress for answer in answers]).all()
-    for asked in clips:
-        model.release(asked.stream)
+    predictions = model.predict(clips)
+    assert np.isnan([prediction.progress for prediction in predictions]).all()
+    for each in clips:
+        model.release(each.stream)
     for parameter, right in zip(parameters, sound, strict=True):
         parameter.data.copy_(right)
     return model
 
 
-def test_what_is_left_in_the_caches_is_never_read(poisoned):
-    """0 times NaN is NaN: a masked but unused place of the cache would poison a reward."""
+def test_stale_cache_rows_are_never_read(poisoned):
+    """0 times NaN is NaN: a masked but unused row of the cache would spoil a reward."""
     for last in range(1, 10):
         clips = [clip(env, range(env, env + last), TASKS[env % 3]) for env in range(5)]
         check(poisoned, clips)
@@ -68,7 +65,7 @@ def test_what_is_left_in_the_caches_is_never_read(poisoned):
 
 
 def test_fresh_memory_is_never_read():
-    """What torch.empty returns is whatever was there: rewards would differ from run to run."""
+    """torch.empty returns old memory: rewards would differ from run to run."""
     empty = torch.empty
 
     def nan(*args: Any, **keywords: Any) -> torch.Tensor:
@@ -81,14 +78,14 @@ def test_fresh_memory_is_never_read():
             check(model, [clip(env, range(last), TASKS[env % 2]) for env in range(4)])
 
 
-def test_answers_belong_to_the_one_who_asked():
-    """Whoever scales or clips an answer in place would change what is answered next."""
+def test_predictions_are_the_callers_own():
+    """Scaling or clipping a prediction in place would change the next ones."""
     model = new_model()
-    asked = [clip("a", range(3)), clip("b", range(4))]
+    clips = [clip("a", range(3)), clip("b", range(4))]
     for _ in range(3):
-        for answer in model.predict(asked):
-            answer.progress[:], answer.success[:] = 7.0, -7.0
-        check(model, asked)
+        for prediction in model.predict(clips):
+            prediction.progress[:], prediction.success[:] = 7.0, -7.0
+        check(model, clips)
         check(model, [clip("a", range(4))])
         check(model, [clip("a", range(3)), clip("b", range(4))])
 
@@ -100,7 +97,7 @@ class BrokenError(Exception):
     """Raised half-way."""
 
 
-def test_a_failure_anywhere_leaves_no_trace():
+def test_a_failure_anywhere_has_no_later_effect():
     """After an interrupt, or out of memory, in the middle of a call, rewards would be wrong.
 
     Attention is made to fail at its first, second, third, ... call of a prediction.
@@ -111,7 +108,7 @@ def test_a_failure_anywhere_leaves_no_trace():
         error = KeyboardInterrupt if calls % 3 else BrokenError
         model = new_model(max_streams=2)
         check(model, [clip("a", range(3)), clip("b", range(2), TASKS[1])])
-        asked = [
+        clips = [
             clip("b", (0, 1, 5), TASKS[1]),
             clip("a", (0, 3, 4)),
             clip("a", (0, 1, 4), TASKS[2]),
@@ -129,22 +126,22 @@ def test_a_failure_anywhere_leaves_no_trace():
 
         with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", fail_later):
             try:
-                model.predict(asked)
+                model.predict(clips)
             except error:
                 failed += 1
         check(model, [clip("a", (0, 1, 2, 3)), clip("c", range(3), TASKS[2], SIZES[1])])
-        check(model, asked)
+        check(model, clips)
     assert failed > 5
 
 
 class Tracer:
-    """Follows which lines of the engine's bookkeeping run, and interrupts before one of them.
+    """Records the lines of the engine's bookkeeping that run, and interrupts before one of them.
 
     Args:
-        stop: how many lines may run.
+        stop: number of lines that run.
     """
 
-    FILES = ("engine.py", "slots.py", "features.py")
+    FILES = ("engine.py", "kv_slots.py", "frame_features.py")
 
     def __init__(self, stop: int) -> None:
         self.stop = stop
@@ -171,15 +168,15 @@ class Tracer:
             sys.settrace(before)
 
 
-def test_an_interrupt_at_any_line_leaves_no_trace():
+def test_an_interrupt_at_any_line_has_no_later_effect():
     """Ctrl-C in a notebook, and on with the next cell: rewards would be wrong, or misaligned.
 
-    The call that is interrupted, before each line of the bookkeeping, cuts what is kept of one
-    stream, goes on with another and begins a third with another task.
+    The call that is interrupted, before each line of the bookkeeping, truncates one stream,
+    continues another and begins a third with another task.
     """
     model = new_model(max_streams=4)
 
-    def ask_again(turn: int, stop: int) -> list[tuple[str, int]]:
+    def interrupt(turn: int, stop: int) -> list[tuple[str, int]]:
         a, b, c = ((turn, each) for each in "abc")
         check(model, [clip(a, range(3), of="a"), clip(b, range(2), TASKS[1], of="b")])
         clips = [clip(a, (0, 1, 3), of="a"), clip(b, (0, 1, 2), TASKS[1], of="b")]
@@ -195,37 +192,37 @@ def test_an_interrupt_at_any_line_leaves_no_trace():
             model.release(each)
         return tracer.lines
 
-    ask_again(-1, 10**6)
-    lines = ask_again(0, 10**6)
+    interrupt(-1, 10**6)
+    lines = interrupt(0, 10**6)
     last = {line: number for number, line in enumerate(lines)}
     assert len(last) > 100
     for turn, stop in enumerate(sorted(last.values()), start=1):
-        assert len(ask_again(turn, stop)) == stop
+        assert len(interrupt(turn, stop)) == stop
 
 
 def test_interrupts_cost_no_slots():
     """After enough of them in a notebook, every further prediction would fail."""
-    model, asked = new_model(max_streams=1), [clip("x", range(2), named=False)]
-    check(model, asked)
+    model, clips = new_model(max_streams=1), [clip("x", range(2), named=False)]
+    check(model, clips)
     tracer = Tracer(10**6)
-    tracer.run(lambda: model.predict(asked))
+    tracer.run(lambda: model.predict(clips))
     for stop in range(len(tracer.lines)):
-        Tracer(stop).run(lambda: model.predict(asked))
-    check(model, asked)
+        Tracer(stop).run(lambda: model.predict(clips))
+    check(model, clips)
 
 
-def test_an_interrupted_release_gives_nobody_anothers_frames():
-    """The next episode would be paid for what the one before showed."""
+def test_an_interrupted_release_mixes_no_frames():
+    """The next episode would be scored on the frames of the last one."""
     model = new_model(max_streams=2)
     for name in "abcd":
         check(model, [clip(name, range(3))])
-        interrupt = mock.patch.object(Slot, "truncate", side_effect=KeyboardInterrupt)
+        interrupt = mock.patch.object(KVSlot, "truncate", side_effect=KeyboardInterrupt)
         with interrupt, pytest.raises(KeyboardInterrupt):
             model.release(name)
 
 
-def test_an_episode_that_begins_after_a_failed_query():
-    """Who names every episode alike would be paid for the pictures of the last one."""
+def test_an_episode_that_begins_after_a_failed_prediction():
+    """With one name for every episode, the next would be scored on the frames of the last."""
     model = new_model()
     check(model, [clip("robot", (0, 5, 10))])
     with (
@@ -233,11 +230,11 @@ def test_an_episode_that_begins_after_a_failed_query():
         pytest.raises(RuntimeError, match="out of memory"),
     ):
         model.predict([clip("robot", (0, 6, 11))])
-    check(model, [clip("robot", (0, 5), of="other pictures")])
+    check(model, [clip("robot", (0, 5), of="other frames")])
 
 
 def test_a_forked_process_does_not_wait_for_its_parents_threads(no_hanging):
-    """Its environments would be closed never, and the program not end."""
+    """Its environments would never close, and the program would not end."""
     model = new_model()
     check(model, [clip("a", range(2))])
     engine = model._engine
@@ -252,13 +249,13 @@ def test_a_forked_process_does_not_wait_for_its_parents_threads(no_hanging):
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    with mock.patch.object(model, "_process", -1):  # as if this were another
+    with mock.patch.object(model, "_process", -1):  # as in another process
         model.release("a")
     done.set()
     thread.join()
 
 
-def test_a_clip_that_cannot_be_shown_leaves_the_caches_right():
+def test_a_refused_clip_leaves_the_caches_right():
     """With on_error="hold" the training goes on: the next rewards would be wrong."""
     model = new_model(max_streams=2)
     narrow = Clip([np.zeros((1, 201, 3), np.uint8)], TASKS[0], "a", (9,))
@@ -269,20 +266,20 @@ def test_a_clip_that_cannot_be_shown_leaves_the_caches_right():
                 model.predict([*clips[:place], narrow, *clips[place:]])
         check(model, clips)
     model.release("a")
-    check(model, [clip("a", range(3), of="other pictures")])
+    check(model, [clip("a", range(3), of="other frames")])
 
 
 def test_clips_of_any_iterable():
-    """A generator would be used up before it is answered: nothing would be paid, without a word."""
+    """A generator would be used up before the prediction: no rewards, and no error."""
     model, clips = new_model(), [clip("a", range(2)), clip("b", range(3))]
     check(model, clips)
-    for answer, its in zip(model.predict(iter(clips)), model.predict(clips), strict=True):  # type: ignore[arg-type]
-        np.testing.assert_array_equal(answer.progress, its.progress)
+    for one, other in zip(model.predict(iter(clips)), model.predict(clips), strict=True):  # type: ignore[arg-type]
+        np.testing.assert_array_equal(one.progress, other.progress)
 
 
 @pytest.mark.parametrize("engine", ["fast", "eager"])
 def test_a_network_in_training_predicts_without_dropout(engine):
-    """A callback that looks at rewards during fine-tuning would see noise."""
+    """A callback that predicts during fine-tuning would get noise."""
     model = new_model(engine)
     model.model.train()
     check(model, [clip("a", range(2))])
@@ -297,15 +294,15 @@ def test_the_users_default_dtype_changes_nothing(engine, dtype):
     model = new_model(engine)
     torch.set_default_dtype(dtype)
     try:
-        answers = model.predict([clip("a", range(3), size=SIZES[2])])
+        predictions = model.predict([clip("a", range(3), size=SIZES[2])])
     finally:
         torch.set_default_dtype(torch.float32)
     (right,) = new_model("eager").predict([clip("a", range(3), size=SIZES[2])])
-    assert_same(answers[0], right)
+    assert_same(predictions[0], right)
 
 
 def test_no_clips():
-    """A vector env in which nothing is due must not disturb the others."""
+    """A vector env with no prediction due would disturb the others."""
     model = new_model()
     assert model.predict([]) == []
     check(model, [clip("a", range(2))])
@@ -313,8 +310,8 @@ def test_no_clips():
     check(model, [clip("a", range(3))])
 
 
-def test_threads_that_ask_at_once():
-    """Environments in threads share the one model of the process: they would be paid each other's.
+def test_threads_that_predict_at_once():
+    """Environments in threads share the model of the process: they would swap their rewards.
 
     Each thread has streams of its own.
     """
@@ -323,13 +320,13 @@ def test_threads_that_ask_at_once():
         [[clip((thread, env), range(last)) for env in "ab"] for last in range(1, 9)] * 3
         for thread in range(4)
     ]
-    for plan in plans:  # the truth is looked up, not computed, later
+    for plan in plans:  # compute the truth now, so that the threads only look it up
         for clips in plan:
             for one in clips:
                 truth()(one)
     start = threading.Barrier(len(plans))
 
-    def ask(plan: list[list[Clip]]) -> None:
+    def predict(plan: list[list[Clip]]) -> None:
         start.wait()
         try:
             for clips in plan:
@@ -337,7 +334,7 @@ def test_threads_that_ask_at_once():
         except BaseException as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=ask, args=(plan,)) for plan in plans]
+    threads = [threading.Thread(target=predict, args=(plan,)) for plan in plans]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Weights that change, are saved, copied or shared between predictions of the fast engine."""
+"""Weights that are changed, saved, copied or shared between predictions of the fast engine."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from safetensors.torch import load_file, save_model
 from robometer_gym import RobometerRewardModel
 from robometer_gym.models.robometer.demo import random_model
 from tests.models.robometer.engine.recomputation import (
+    CONFIG,
     DOUBLE,
     SINGLE,
     SIZES,
     TASKS,
+    assert_close,
     assert_same,
     check,
     clip,
+    eager_twin,
     new_model,
-    parts,
     truth,
 )
 
@@ -52,30 +54,33 @@ def _scale_one(name: str) -> Callable[[RobometerRewardModel], None]:
 
 def _optimize(*, fused: bool) -> Callable[[RobometerRewardModel], None]:
     def change(model: RobometerRewardModel) -> None:
+        torch.manual_seed(0)  # of dropout
+        model.model.train(fused)  # as a training loop does: torch does not count fused steps
         batch = model.processor.encode([clip("training", (0, 1), named=False)])
         optimizer = torch.optim.AdamW(model.model.parameters(), lr=1e-3, fused=fused)
         loss = model.model(batch).progress.logsumexp(-1).sum() + model.model(batch).success.sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        model.model.eval()
 
     return change
 
 
-def _turn_faster(model: RobometerRewardModel) -> None:
+def _speed_up_rotation(model: RobometerRewardModel) -> None:
     model.model.backbone.language_model.rotary_emb.inv_freq.mul_(1.1)
 
 
 def _load(*, assign: bool) -> Callable[[RobometerRewardModel], None]:
     def change(model: RobometerRewardModel) -> None:
-        state = random_model(parts()[1], seed=5).state_dict()
+        state = random_model(CONFIG, seed=5).state_dict()
         model.model.load_state_dict(state, assign=assign)
 
     return change
 
 
 def _replace_head(model: RobometerRewardModel) -> None:
-    model.model.progress_head = random_model(parts()[1], seed=6).progress_head.eval()
+    model.model.progress_head = random_model(CONFIG, seed=6).progress_head.eval()
 
 
 def _replace_parameter(model: RobometerRewardModel) -> None:
@@ -94,8 +99,8 @@ CHANGES = {
     "the positions'": _scale_one("backbone.visual.pos_embed.weight"),
     "a head's": _scale_one("success_head.4.weight"),
     "a step of training": _optimize(fused=False),
-    "a step that torch does not count": _optimize(fused=True),
-    "a buffer": _turn_faster,
+    "a fused step of training": _optimize(fused=True),
+    "a buffer": _speed_up_rotation,
     "a state loaded": _load(assign=False),
     "a state put in its place": _load(assign=True),
     "another head": _replace_head,
@@ -104,34 +109,33 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changed_weights_are_noticed(change):
-    """Fine-tuning while an agent is paid: rewards would mix the old network with the new one."""
+def test_changed_weights_are_found(change):
+    """Fine-tuning between predictions: rewards would mix the old network with the new one."""
     model, eager = new_model(own=True), new_model("eager", own=True)
     clips = [clip("a", range(4)), clip("b", (0, 2), TASKS[1])]
     before = model.predict(clips)
     for each in (model, eager):
         change(each)
         change(each)
-    answers, right = model.predict(clips), eager.predict(clips)
-    for answer, its, old in zip(answers, right, before, strict=True):
-        assert_same(answer, its)
-        moved = np.abs(np.stack([its.progress - old.progress, its.success - old.success]))
-        assert moved.max() > 1e-3, "the change must show to tell"
+    ours, right = model.predict(clips), eager.predict(clips)
+    for one, other, old in zip(ours, right, before, strict=True):
+        assert_same(one, other)
+        moved = np.abs(np.stack([other.progress - old.progress, other.success - old.success]))
+        assert moved.max() > 1e-3, "the change must have an effect"
     longer = [clip("a", range(5)), clip("c", (1, 2))]
-    for answer, its in zip(model.predict(longer), eager.predict(longer), strict=True):
-        assert_same(answer, its)
+    assert_close(model.predict(longer), eager.predict(longer))
 
 
 def test_another_network_in_its_place():
-    """An agent would go on being paid by the old one."""
+    """Rewards would still come from the old one."""
     model, other = new_model(own=True), new_model(seed=3, own=True)
     model.predict([clip("a", range(3))])
     model.model = other.model
     check(model, [clip("a", range(3)), clip("b", (0, 2))], truth(seed=3))
 
 
-def test_the_steps_of_other_optimisers_cost_nothing():
-    """Each step of the policy's training would throw away all that is kept."""
+def test_training_another_network_keeps_the_caches():
+    """Each step of the policy's training would empty the caches."""
     model, policy = new_model(), torch.nn.Linear(2, 2)
     check(model, [clip("a", range(3))])
     optimizer = torch.optim.Adam(policy.parameters(), fused=True)
@@ -141,8 +145,8 @@ def test_the_steps_of_other_optimisers_cost_nothing():
     assert model.engine_info()["forgotten"] == 0
 
 
-def test_another_library_saves_it_whole(tmp_path):
-    """Some leave out what is a part of a larger tensor, and say that this is all right."""
+def test_another_library_saves_it_completely(tmp_path):
+    """Some leave out views of a larger tensor without an error."""
     model = new_model(own=True)
     before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
     check(model, [clip("a", range(3))])
@@ -216,26 +220,27 @@ def test_pickled_while_in_use():
 
 
 def test_copied_while_in_use():
-    """Gymnasium copies the arguments of wrappers; a copied network must be one of its own."""
+    """A copied model whose weights are changed would change the original, or share its caches."""
     model = new_model(own=True)
     check(model, [clip("a", range(3))])
-    assert copy.deepcopy(model) is model
-    network = copy.deepcopy(model.model)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
+    copied = copy.deepcopy(model)
+    check(copied, [clip("a", range(3), of="other"), clip("b", range(2))])
+    for network in (copied.model, copy.deepcopy(model.model)):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
     check(model, [clip("a", range(4))])
 
 
 def test_the_state_of_a_network_that_has_predicted():
-    """A state that is kept, to come back to it, would change with the network or be incomplete."""
+    """A state that is kept for later would change with the network or be incomplete."""
     model = new_model(own=True)
     check(model, [clip("a", range(3))])
     written = io.BytesIO()
     torch.save(model.model.state_dict(), written)
     written.seek(0)
     kept = torch.load(written, weights_only=True)
-    for name, tensor in random_model(parts()[1], 0).state_dict().items():
+    for name, tensor in random_model(CONFIG, 0).state_dict().items():
         assert torch.equal(kept[name], tensor), name
     _scale(model)
     model.predict([clip("a", range(3))])
@@ -244,7 +249,7 @@ def test_the_state_of_a_network_that_has_predicted():
 
 
 def test_two_models_in_one_process():
-    """Two checkpoints that are compared would answer with each other's caches."""
+    """Two checkpoints that are compared would use each other's caches."""
     one, other = new_model(seed=0), new_model(seed=1)
     for last in range(1, 10):
         clips = [clip("a", range(last)), clip("b", (0, last), TASKS[1])]
@@ -255,10 +260,10 @@ def test_two_models_in_one_process():
 
 
 def test_two_models_around_one_network():
-    """They share the weights; what one does with them must not harm the other."""
+    """They share the weights: the memory layout of one must not harm the other."""
     first = new_model()
     second = RobometerRewardModel(first.model, first.processor, first.config, max_streams=1)
-    eager = RobometerRewardModel(first.model, first.processor, first.config, engine="eager")
+    eager = eager_twin(first)
     for last in range(1, 5):
         check(first, [clip("a", range(last)), clip("b", range(last))])
         check(second, [clip("a", range(last), of="other"), clip("b", range(last))])

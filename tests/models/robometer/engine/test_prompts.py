@@ -1,4 +1,4 @@
-"""Prompts in pieces: tokenised piece by piece, they must be what the whole text is."""
+"""Prompt segments: tokenized one by one, they must equal the whole prompt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def assert_pieces_are_the_whole(
     prompts = Prompts(processor)
     whole = processor.progress_sample(Clip(np.zeros((length, height, width, 3), np.uint8), task))
     (grid,) = set(whole.grids)
-    pieces = [prompts.question(task), *(prompts.block(k + 1, grid) for k in range(length))]
+    pieces = [prompts.beginning(task), *(prompts.block(k + 1, grid) for k in range(length))]
     tail = len(processor.token_ids("<|im_end|>\n"))
     ids = np.concatenate([piece.ids for piece in pieces])
     np.testing.assert_array_equal(ids, whole.ids[:-tail])
@@ -55,15 +55,15 @@ def assert_pieces_are_the_whole(
     ends = np.cumsum([len(piece.ids) for piece in pieces])
     assert (ends[1:] - 1).tolist() == whole.progress_at.tolist()
     for piece in pieces:
-        (columns,) = np.nonzero(processor.of_picture(torch.from_numpy(piece.ids)).numpy())
-        first, past = piece.picture
+        (columns,) = np.nonzero(processor.is_image(torch.from_numpy(piece.ids)).numpy())
+        first, past = piece.image
         assert columns.tolist() == list(range(first, past))
 
 
 @settings(max_examples=60)
 @given(TASKS, st.integers(1, 13), st.sampled_from([(64, 64), (64, 160), (240, 320)]))
 def test_pieces_of_bytes_are_the_whole(task, length, size):
-    """The demo checkpoint would read another question than the one it was trained on."""
+    """The demo checkpoint would read another prompt than the one it was trained on."""
     assert_pieces_are_the_whole(BYTES, task, length, *size)
     assert_pieces_are_the_whole(PHRASED, task, length, *size)
 
@@ -78,14 +78,14 @@ def real() -> RobometerProcessor:
 @settings(max_examples=150)
 @given(task=TASKS, length=st.integers(1, 13), size=st.sampled_from([(64, 64), (96, 64)]))
 def test_pieces_of_the_real_tokenizer_are_the_whole(real, task, length, size):
-    """The published checkpoint would be asked in other tokens: no error, only worse rewards."""
+    """The published checkpoint would read other tokens: no error, only worse rewards."""
     assert_pieces_are_the_whole(real, task, length, *size)
 
 
-def test_the_label_of_the_first_picture_belongs_to_the_question(real):
-    """No control token parts them, so that a tokenizer may join what stands at the seam."""
-    question = Prompts(real).question("open it")
-    assert real.tokenizer.decode(question.ids).endswith("predict 0 progress.Picture 1: ")
+def test_the_label_of_the_first_image_belongs_to_the_beginning(real):
+    """No control token separates them: tokenized apart, the text at the seam may differ."""
+    beginning = Prompts(real).beginning("open it")
+    assert real.tokenizer.decode(beginning.ids).endswith("predict 0 progress.Picture 1: ")
     assert len(Prompts(real).block(1, (4, 4)).ids) == 4 + 3
     assert len(Prompts(real).block(2, (4, 4)).ids) == 4 + 8
     assert len(Prompts(real).block(10, (4, 4)).ids) == 4 + 9

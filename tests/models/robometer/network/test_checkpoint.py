@@ -1,4 +1,4 @@
-"""Checkpoints: both published formats, and every way in which a folder can be wrong."""
+"""Checkpoints: both published formats, and damaged or unsuitable folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EMBEDDING = "model.model.language_model.embed_tokens.weight"  # in LeRobot's for
 TIED = "model.lm_head.weight"
 HEADS = ("progress_head", "success_head", "preference_head")
 
-# What RobometerConfig and its base class declare in LeRobot at 7427f31, and the tag of the class.
+# The fields of RobometerConfig and its base class in LeRobot at 7427f31, and the class tag.
 LEROBOT_FIELDS = {
     *("type", "input_features", "output_features", "device", "pretrained_path"),
     *("pretrained_revision", "push_to_hub", "repo_id", "license", "tags", "private", "image_key"),
@@ -110,14 +110,14 @@ def edit_config(folder: Path, change: Callable[[Config], object]) -> None:
 
 
 def edit_recipe(folder: Path, **changes: object) -> None:
-    """Change upstream's config.yaml in each section that says something on the matter."""
+    """Change upstream's config.yaml in each section that has the fields."""
     recipe = yaml.safe_load((folder / "config.yaml").read_text())
     found = 0
     for section in recipe.values():
         for name in changes.keys() & (section.keys() if isinstance(section, dict) else ()):
             section[name] = changes[name]
             found += 1
-    assert found >= len(changes), f"the recipe says nothing of {sorted(changes)}"
+    assert found >= len(changes), f"the recipe has no {sorted(changes)}"
     (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
 
 
@@ -129,7 +129,7 @@ def originals(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(params=FORMATS)
 def folder(request, originals, tmp_path) -> Path:
-    """A copy of a small random checkpoint, in each format, to be spoilt."""
+    """A copy of a small random checkpoint, in each format, to be damaged."""
     return Path(shutil.copytree(originals[request.param], tmp_path / request.param))
 
 
@@ -157,7 +157,7 @@ def test_the_two_formats_hold_the_same_model(originals):
 
 
 def test_the_folders_are_laid_out_as_published(originals):
-    """Tests on a layout that nobody publishes would prove nothing."""
+    """Tests on an unpublished layout would prove nothing."""
     names = {layout: set(read(originals[layout])) for layout in FORMATS}
     heads = {
         f"{head}.{layer}.{kind}"
@@ -204,7 +204,7 @@ def test_saving_and_loading_changes_no_bit(folder, tmp_path, layout, dtype):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_what_we_save_others_can_read(model, tmp_path, layout):
+def test_saved_checkpoints_are_readable_by_others(model, tmp_path, layout):
     """A checkpoint saved here must be usable with the published code, not with ours alone."""
     model.save_pretrained(tmp_path / "saved", format=layout)
     reference = Reference(tmp_path / "saved")
@@ -214,7 +214,7 @@ def test_what_we_save_others_can_read(model, tmp_path, layout):
         np.testing.assert_allclose(prediction.success, success, rtol=0, atol=1e-5)
 
 
-def test_what_we_save_lerobot_can_parse(model, tmp_path):
+def test_saved_config_is_parsed_by_lerobot(model, tmp_path):
     """LeRobot refuses a config.json with a field it does not know, or without its type."""
     model.save_pretrained(tmp_path / "saved", format="lerobot")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -245,7 +245,7 @@ def test_loading_and_saving_leaves_the_backbones_settings_alone(folder, tmp_path
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_saving_over_a_checkpoint_replaces_it(folder, layout):
-    """Files left from what was there before would be read in place of the new ones."""
+    """Files of the old checkpoint would be read in place of the new ones."""
     loaded = load(folder)
     write_sharded(folder, {name: torch.zeros_like(t) for name, t in read(folder).items()})
     loaded.save_pretrained(folder, format=layout)
@@ -278,7 +278,7 @@ def test_a_checkpoint_in_shards_loads(folder, model):
 
 
 def test_leftovers_of_training_are_tolerated(folder, model):
-    """The published checkpoint may carry a head and a pooling layer that nothing reads."""
+    """The published checkpoint may contain an unused head and pooling layer."""
     tensors = read(folder)
     for layer in (0, 1, 4):
         for kind in ("weight", "bias"):
@@ -346,7 +346,7 @@ def test_a_config_as_transformers_writes_it_is_read(folder, model):
 
 
 def only_weights(folder: Path) -> None:
-    """Leave what upstream publishes: neither tokenizer nor image settings."""
+    """Leave the files that upstream publishes: neither tokenizer nor image settings."""
     for file in folder.iterdir():
         if file.name not in ("config.json", "config.yaml") and ".safetensors" not in file.name:
             file.unlink()
@@ -374,7 +374,7 @@ def test_a_checkpoint_error_is_a_reward_model_error():
 
 @pytest.mark.parametrize("prefix", ["module.", "rbm.", "model."])
 def test_a_wrong_prefix_is_refused(folder, prefix):
-    """Read leniently, such a file leaves the model random, and random rewards are paid."""
+    """Read leniently, such a file leaves the model random, and so are the rewards."""
     write(folder, {f"{prefix}{name}": tensor for name, tensor in read(folder).items()})
     with raises_checkpoint_error(
         r"(lacks \d+ tensors|no token embedding).*(prefix|Robometer checkpoint)"
@@ -454,7 +454,7 @@ def test_another_vocabulary_is_refused(folder, rows):
         config.get("vlm_config", config)["text_config"]["vocab_size"] = size
 
     with raises_checkpoint_error(rf"{len(old)}.*{size}|{size}.*{len(old)}"):
-        load(folder)  # the config says one thing, the file another
+        load(folder)  # config and file disagree
     edit_config(folder, resize)
     with raises_checkpoint_error(rf"{len(old)}.*{size}|{size}.*{len(old)}"):
         load(folder)  # config and file agree, the tokenizer does not
@@ -481,7 +481,7 @@ def test_a_truncated_file_is_refused(folder):
 @pytest.mark.parametrize(
     "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0"]
 )
-def test_a_file_that_is_none_is_refused(folder, content):
+def test_a_file_without_tensors_is_refused(folder, content):
     """An empty file, or git's pointer to the real one."""
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(content)
@@ -500,7 +500,7 @@ def test_a_missing_shard_is_refused(folder):
 @pytest.mark.parametrize(
     "content", ["<html>sign in</html>", "[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}']
 )
-def test_an_index_that_is_no_index_is_refused(folder, content):
+def test_a_malformed_index_is_refused(folder, content):
     """A page that a proxy sent in place of the file, or a file of another program."""
     write_sharded(folder, read(folder))
     (folder / "model.safetensors.index.json").write_text(content)
@@ -542,7 +542,7 @@ def test_a_file_in_place_of_a_folder_is_refused(folder):
         load(file)
 
 
-def test_an_unreachable_hub_is_reported_at_once(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_reported(no_hanging, monkeypatch, tmp_path):
     """On a cluster node without network, a run must stop with advice, not hang."""
     nowhere = "http://127.0.0.1:9"  # the discard port, closed nearly everywhere
     template = nowhere + "/{repo_id}/resolve/{revision}/{filename}"
@@ -552,24 +552,24 @@ def test_an_unreachable_hub_is_reported_at_once(monkeypatch, tmp_path):
     waits: list[float] = []  # between attempts: the only time that the machine's load leaves alone
     monkeypatch.setattr(time, "sleep", waits.append)
     with raises_checkpoint_error(
-        r"robometer-gym-test/nobody.*(network|connect|offline|reach|cache|download)"
+        r"robometer-gym-test/missing.*(network|connect|offline|reach|cache|download)"
     ):
-        load("robometer-gym-test/nobody")
+        load("robometer-gym-test/missing")
     assert sum(waits) < 30
 
 
 @pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE"])
 def test_offline_nothing_is_downloaded(monkeypatch, tmp_path, how):
-    """Who asked for no network must be told that the model is not in the cache."""
+    """Without network the error must name the cache as the place that lacks the model."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     if how == "HF_HUB_OFFLINE":
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with raises_checkpoint_error(r"robometer-gym-test/nobody.*(cache|local_files_only|download)"):
-        load("robometer-gym-test/nobody", local_files_only=how == "local_files_only")
+    with raises_checkpoint_error(r"robometer-gym-test/missing.*(cache|local_files_only|download)"):
+        load("robometer-gym-test/missing", local_files_only=how == "local_files_only")
 
 
-def test_without_a_tokenizer_and_offline_the_way_out_is_named(monkeypatch, folder, tmp_path):
-    """Upstream's weights alone, without network: `processor=` is the answer."""
+def test_without_a_tokenizer_and_offline_the_error_names_processor(monkeypatch, folder, tmp_path):
+    """Upstream's weights alone, without network: the user has to pass `processor=`."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     only_weights(folder)
     with raises_checkpoint_error(r"processor"):
@@ -584,8 +584,8 @@ def test_without_a_tokenizer_and_offline_the_way_out_is_named(monkeypatch, folde
         ("use_multi_image", False, "use_multi_image"),
     ],
 )
-def test_another_way_of_asking_is_refused(folder, option, value, named):
-    """Such a checkpoint reads its answers elsewhere: here they would come out as nonsense."""
+def test_another_kind_of_prompt_is_refused(folder, option, value, named):
+    """Such a checkpoint is read at other tokens: here its rewards would be nonsense."""
     if (folder / "config.yaml").exists():
         edit_recipe(folder, **{option: value})
     else:
@@ -595,7 +595,7 @@ def test_another_way_of_asking_is_refused(folder, option, value, named):
 
 
 def test_plain_qwen_is_not_a_robometer(tmp_path, originals, upstream):
-    """The base model's id is close at hand; it has no idea of progress."""
+    """The base model has no progress head, and its id is easily given by mistake."""
     tensors = {name: t for name, t in read(upstream).items() if not name.startswith(HEADS)}
     write(upstream, tensors)
     (upstream / "config.yaml").unlink()
@@ -621,14 +621,14 @@ def test_a_corrupted_config_is_refused(folder, content):
 
 
 def test_a_corrupted_recipe_is_refused(upstream):
-    """Without config.yaml nobody knows how the checkpoint was trained."""
+    """Without config.yaml the kind of the checkpoint is unknown."""
     (upstream / "config.yaml").write_text("model: [unclosed")
     with raises_checkpoint_error(r"config\.yaml"):
         load(upstream)
 
 
 def test_the_recipe_cannot_run_code(upstream, tmp_path):
-    """A config.yaml from the hub is a stranger's file: reading it must execute nothing."""
+    """A config.yaml from the hub is untrusted: reading it must execute nothing."""
     witness = tmp_path / "witness"
     recipe = (upstream / "config.yaml").read_text()
     code = f"!!python/object/apply:os.mkdir ['{witness}']"
@@ -651,8 +651,8 @@ def test_the_recipe_may_hold_the_authors_own_objects(upstream, model):
 @pytest.mark.parametrize(
     "option", ["use_per_frame_progress_token", "progress_loss_type", "use_multi_image"]
 )
-def test_a_recipe_that_says_nothing_means_the_authors_default(upstream, option):
-    """In the authors' code each of these is off unless said: such a run is of another kind."""
+def test_a_recipe_without_a_field_means_the_authors_default(upstream, option):
+    """In the authors' code each of these is off by default: such a run is of another kind."""
     recipe = yaml.safe_load((upstream / "config.yaml").read_text())
     for section in recipe.values():
         section.pop(option, None)
@@ -661,14 +661,14 @@ def test_a_recipe_that_says_nothing_means_the_authors_default(upstream, option):
         load(upstream)
 
 
-@pytest.mark.parametrize("asks_progress", [True, False])
-def test_the_preference_prompt_is_that_of_the_recipe(upstream, asks_progress):
-    """Asked in other words than in training, the preference head answers by chance."""
-    edit_recipe(upstream, predict_pref_progress=asks_progress)
+@pytest.mark.parametrize("with_progress", [True, False])
+def test_the_preference_prompt_is_that_of_the_recipe(upstream, with_progress):
+    """With another prompt than in training, preferences are random."""
+    edit_recipe(upstream, predict_pref_progress=with_progress)
     a, b = clips()
     processor = load(upstream).processor
     ours = processor.encode_preference([(a, b)]).input_ids
-    message = preference_message(a, b, asks_progress=asks_progress)
+    message = preference_message(a, b, with_progress=with_progress)
     assert torch.equal(ours, encode(load_processor(upstream), [message])["input_ids"])
 
 
@@ -699,17 +699,17 @@ def test_a_configuration_that_describes_no_model_is_refused(lerobot, value):
         RobometerRewardModel.from_pretrained(lerobot, device="cpu")
 
 
-def test_a_quantised_checkpoint_is_refused(lerobot):
+def test_a_quantized_checkpoint_is_refused(lerobot):
     """Whole numbers would be taken for weights."""
     tensors = load_file(lerobot / "model.safetensors")
     name = "success_head.0.weight"
     tensors[name] = tensors[name].to(torch.int8)
     save_file(tensors, lerobot / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"{name} .* is torch.int8: quantised"):
+    with pytest.raises(CheckpointError, match=rf"{name} .* is torch.int8: quantized"):
         RobometerRewardModel.from_pretrained(lerobot, device="cpu")
 
 
-def test_weights_that_may_not_be_read_are_not_called_damaged(lerobot, monkeypatch):
+def test_unreadable_weights_are_not_reported_as_damaged(lerobot, monkeypatch):
     """A user whose group lacks a permission would download nine gigabytes again."""
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
     with pytest.raises(CheckpointError, match="may not be read"):

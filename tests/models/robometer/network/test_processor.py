@@ -1,4 +1,4 @@
-"""What the network is fed: text, pictures and positions, compared with the published recipe's."""
+"""Inputs of the network: text, images and positions, compared with the published recipe's."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.models.robometer.reference import (
     progress_message,
 )
 
-# Each has once gone wrong somewhere: template braces, merges with the quote before the task or
-# with the full stop behind it ('s, 't, 're), Unicode normalisation, tokens that are not special.
+# Known sources of mistakes: template braces, merges with the quote before the task or
+# with the full stop behind it ('s, 't, 're), Unicode normalization, tokens that are not special.
 TASKS = (
     "open the drawer",
     "Put the {object} into the {container!r:>10} {{twice}} {0} {}",
@@ -65,7 +65,7 @@ TASKS = (
 
 
 def frames(*shape: int, smooth: bool = False, seed: int = 0) -> np.ndarray:
-    """Pictures (T, H, W, 3): noise, or a slow wave of colour as photographs have."""
+    """Frames (T, H, W, 3): noise, or slow waves of color as in photographs."""
     length, height, width = shape
     if not smooth:
         return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -102,7 +102,7 @@ def assert_same_inputs(ours, theirs) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: ascii(task[:24]))
-def test_a_task_is_tokenised_as_in_training(processor, folder, task):
+def test_a_task_is_tokenized_as_in_training(processor, folder, task):
     """One token of difference in the prompt, and every score of this task is silently off."""
     one = clip(length=2, task=task)
     theirs = encode(load_processor(folder), [progress_message(one)])
@@ -111,7 +111,7 @@ def test_a_task_is_tokenised_as_in_training(processor, folder, task):
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 12])
 def test_any_number_of_frames_is_serialised_as_in_training(processor, folder, length):
-    """A wrong picture number from the tenth frame on would spoil only long clips, unnoticed."""
+    """A wrong image number from the tenth frame on would spoil only long clips, unnoticed."""
     one = clip(length, 64, 96)
     ours = processor.encode([one])
     theirs = encode(load_processor(folder), [progress_message(one)])
@@ -122,7 +122,7 @@ def test_any_number_of_frames_is_serialised_as_in_training(processor, folder, le
 
 
 def test_a_ragged_batch_is_padded_on_the_right(processor, folder):
-    """With mixed clips in one batch, one clip's pictures or padding would leak into another's."""
+    """With mixed clips in one batch, one clip's images or padding would leak into another's."""
     clips = [
         clip(1, 64, 64, TASKS[0]),
         clip(10, 96, 64, TASKS[11]),
@@ -149,8 +149,8 @@ def test_a_ragged_batch_is_padded_on_the_right(processor, folder):
         *[(1, 1), (16, 16), (84, 84), (40, 700), (700, 40)],
     ],
 )
-def test_pictures_are_prepared_bit_for_bit(processor, folder, height, width, smooth):
-    """A different resize, rounding or normalisation shifts every score a little, on some sizes."""
+def test_images_are_prepared_bit_for_bit(processor, folder, height, width, smooth):
+    """A different resize, rounding or normalization shifts every score a little, on some sizes."""
     one = Clip(frames(2 if height < 400 else 1, height, width, smooth=smooth), "open it")
     ours = processor.encode([one])
     theirs = encode(load_processor(folder), [progress_message(one)])
@@ -162,14 +162,14 @@ def test_pictures_are_prepared_bit_for_bit(processor, folder, height, width, smo
     ("height", "width", "tokens"),
     [(224, 224, 49), (240, 320, 80), (480, 640, 300), (84, 84, 9), (64, 64, 4), (16, 16, 4)],
 )
-def test_a_picture_costs_the_documented_number_of_tokens(processor, height, width, tokens):
+def test_an_image_takes_the_documented_number_of_tokens(processor, height, width, tokens):
     """Users plan memory and frame size by these numbers."""
     ours = processor.encode([clip(1, height, width)])
     image_pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert (ours.input_ids == image_pad).sum().item() == tokens
 
 
-def test_every_size_of_picture_is_resized_as_in_training():
+def test_every_image_size_is_resized_as_in_training():
     """Some camera would be shown at another size than in training, or crash the model."""
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(0, np.log(9000), (3000, 2))).astype(int).tolist()
@@ -179,7 +179,7 @@ def test_every_size_of_picture_is_resized_as_in_training():
             assert smart_size(height, width, 32) == smart_resize(height, width, 32)
 
 
-def test_a_picture_like_a_thread_is_refused(processor):
+def test_a_very_narrow_image_is_refused(processor):
     """A frame cut wrongly, one row high, would be stretched into something unrecognisable."""
     with pytest.raises(ValueError, match=r"2x500 is too long and narrow.*at most 200"):
         processor.encode([clip(1, 2, 500)])
@@ -203,7 +203,7 @@ def test_the_frames_memory_layout_does_not_matter(processor, folder, kind):
 
 
 def own_positions(tokenizer, ours):
-    """What transformers' model itself makes of a batch: (3, B, L)."""
+    """The positions that transformers' model computes for a batch: (3, B, L)."""
     image_pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     ids = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
@@ -246,7 +246,7 @@ def assert_own_positions(processor: RobometerProcessor, ours) -> None:
 
 
 def test_positions_are_those_of_the_model(processor):
-    """Pictures would be placed elsewhere than in training, worse with every further frame."""
+    """Images would have other positions than in training, worse with every further frame."""
     clips = [
         clip(1, 64, 64, "go"),
         clip(12, 64, 160, TASKS[4]),
@@ -265,8 +265,8 @@ def columns(ours, processor: RobometerProcessor, token: str) -> list[list[int]]:
     return [torch.nonzero(row == wanted)[:, 0].tolist() for row in ours.input_ids]
 
 
-def test_answers_are_read_at_the_progress_tokens(processor):
-    """A score read one column off belongs to a picture or to the next one's caption."""
+def test_progress_is_read_at_the_progress_tokens(processor):
+    """A score read one column off belongs to an image or to the next one's label."""
     clips = [clip(length, 64, 64 + 32 * length, TASKS[length]) for length in (1, 5, 12)]
     ours = processor.encode(clips)
     assert [at.tolist() for at in ours.progress_at] == columns(ours, processor, "<|prog_token|>")
@@ -297,7 +297,7 @@ def test_the_added_tokens_have_their_trained_ids(processor, folder):
     ids=["equal", "short first", "long first"],
 )
 def test_a_preference_is_serialised_as_in_training(processor, folder, a, b):
-    """The preference head would answer a question it was never asked."""
+    """The preference head would read a prompt that it was not trained on."""
     pairs = [
         (Clip(frames(*a), TASKS[3]), Clip(frames(*b), TASKS[3])),
         (Clip(frames(*b), TASKS[11]), Clip(frames(*a), TASKS[11])),
@@ -324,7 +324,7 @@ def test_a_preference_is_serialised_as_in_training(processor, folder, a, b):
         "<|split_token|>push",
     ],
 )
-def test_a_task_cannot_speak_in_control_tokens(task):
+def test_a_task_cannot_contain_control_tokens(task):
     """A task from a user or a dataset could close its own turn, or add scores of its own."""
     with pytest.raises(ValueError, match=r"must not contain the model's control tokens.*Remove it"):
         clip(task=task)
@@ -343,8 +343,8 @@ def test_no_task_is_not_a_string():
         clip(task=None)  # type: ignore[arg-type]
 
 
-def test_no_task_changes_the_number_of_answers(processor):
-    """One score too many, and each score is paid for another frame."""
+def test_no_task_changes_the_number_of_predictions(processor):
+    """One score too many, and each score belongs to another frame."""
     ours = processor.encode([clip(length=3, task=task) for task in TASKS])
     counts = [len(at) for at in columns(ours, processor, "<|prog_token|>")]
     assert counts == [len(at) for at in ours.progress_at] == [3] * len(TASKS)

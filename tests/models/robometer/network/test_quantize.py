@@ -1,7 +1,7 @@
-"""Quantised weights: what they predict, what cannot be done with them, and where they cannot be.
+"""Quantized weights: their predictions, their limits, and the devices that support them.
 
-torchao's float8 asks for a GPU, and torch's matrix product of float8 runs on a CPU as well: there
-the check is taken away. What only a GPU can show is tested where there is one.
+torchao's float8 requires a GPU, but torch's matrix product of float8 runs on a CPU as well: the
+check is removed there. Tests that need a GPU are skipped without one.
 """
 
 from __future__ import annotations
@@ -18,26 +18,34 @@ from torch import Tensor, nn
 
 from robometer_gym import RobometerRewardModel
 from robometer_gym.models.robometer import predictor
-from robometer_gym.models.robometer.demo import demo_config, random_model
-from robometer_gym.models.robometer.engine.weights import Joined, Watch
+from robometer_gym.models.robometer.demo import random_model
+from robometer_gym.models.robometer.engine.fused_weights import FusedLinear, WeightVersions
 from robometer_gym.models.robometer.network import quantize as quantize_module
 from robometer_gym.reward_model import RewardModelError
 from robometer_gym.training import prepare_model
-from tests.models.robometer.engine.test_engine import PROCESSOR, assert_close, clip, new_model
-from tests.models.robometer.engine.test_engine_static import as_on_cuda  # noqa: F401  # a fixture
+from tests.models.robometer.engine.recomputation import (
+    PROCESSOR,
+    assert_close,
+    clip,
+    eager_twin,
+    graph_count,
+    new_model,
+    small_config,
+)
+from tests.models.robometer.engine.test_graph_runner import as_on_cuda  # noqa: F401  # a fixture
 
 CPU = torch.device("cpu")
 HAS_FLOAT8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 on_a_gpu = pytest.mark.skipif(not HAS_FLOAT8, reason="no GPU of compute capability 8.9 or more")
 KINDS = ("int8", "nf4", "float8")
 LIBRARIES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "float8": "torchao"}
-STEP = 2e-3  # float8 makes a step of a rounding
+STEP = 2e-3  # float8 turns a rounding difference into a step
 CLIPS = ([clip("a", [0, 5])], [clip("a", [0, 5, 9]), clip("b", [1])])
 
 
 @pytest.fixture
 def float8_on_cpu(monkeypatch):
-    """Let torchao do on a CPU what it does on a GPU."""
+    """Let torchao quantize on a CPU as on a GPU."""
     pytest.importorskip("torchao", reason="torchao is not installed")
     from torchao.quantization import quant_api
 
@@ -48,7 +56,7 @@ def float8_on_cpu(monkeypatch):
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_a_gpu)])
 def device(request):
-    """Where matrices in float8 can be multiplied."""
+    """A device that multiplies matrices in float8."""
     pytest.importorskip("torchao", reason="torchao is not installed")
     if request.param == "cpu":
         request.getfixturevalue("float8_on_cpu")
@@ -57,14 +65,11 @@ def device(request):
 
 @pytest.fixture
 def load(request, tmp_path):
-    """Write a small random checkpoint, and load it quantised."""
+    """Write a small random checkpoint, and load it quantized."""
 
     def load(kind: Any, device: str = "cpu") -> tuple[Any, Any]:
         pytest.importorskip(LIBRARIES[kind], reason=f"{LIBRARIES[kind]} is not installed")
-        config = demo_config(PROCESSOR)
-        # 4-bit blocks hold 64 weights.
-        config.backbone["text_config"] |= {"hidden_size": 128}
-        config.backbone["vision_config"]["out_hidden_size"] = 128
+        config = small_config(hidden_size=128)  # 4-bit blocks hold 64 weights
         whole = RobometerRewardModel(random_model(config, seed=0), PROCESSOR, config)
         whole.save_pretrained(tmp_path)
         if kind == "float8" and device == "cpu":
@@ -73,7 +78,7 @@ def load(request, tmp_path):
         model = RobometerRewardModel.from_pretrained(
             tmp_path, device=device, dtype=dtype, quantization=kind
         )
-        if device == "cpu":  # what is not quantised: in bfloat16 two right paths are far apart
+        if device == "cpu":  # the other weights: in bfloat16 two right paths are far apart
             model.model.float()
         return model, whole
 
@@ -81,26 +86,26 @@ def load(request, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_quantised_weights_give_the_numbers_of_the_eager_path(kind, load, tmp_path):
-    """On a small card an agent would be paid by another model than the quantised one."""
+def test_quantized_weights_give_the_numbers_of_the_eager_path(kind, load, tmp_path):
+    """On a small card rewards would come from another model than the quantized one."""
     model, whole = load(kind)
-    eager = RobometerRewardModel(model.model, PROCESSOR, model.config, engine="eager")
+    eager = eager_twin(model)
     for clips in CLIPS:
-        said = model.predict(clips)
-        assert_close(said, eager.predict(clips), tolerance=STEP if kind == "float8" else 1e-5)
-        for one, other in zip(said, whole.predict(clips), strict=True):
+        ours = model.predict(clips)
+        assert_close(ours, eager.predict(clips), tolerance=STEP if kind == "float8" else 1e-5)
+        for one, other in zip(ours, whole.predict(clips), strict=True):
             np.testing.assert_allclose(one.progress, other.progress, rtol=0, atol=0.05)
             assert not np.array_equal(one.progress, other.progress)
     assert model.engine_info()["quantization"] == eager.engine_info()["quantization"] == kind
-    with pytest.raises(ValueError, match=f"'{kind}', and no published format holds quantised"):
+    with pytest.raises(ValueError, match=f"'{kind}', and no published format holds quantized"):
         model.save_pretrained(tmp_path / "again")
     with pytest.raises(ValueError, match=f"loaded with quantization='{kind}' cannot be trained"):
         prepare_model(model.model, lora=None, train_vision=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_language_models_matrices_are_quantised(kind, load):
-    """Rewards are differences of what the heads say: in 8 bits they would jump."""
+def test_only_the_language_models_matrices_are_quantized(kind, load):
+    """Rewards are differences of the heads' outputs: in 8 bits they would jump."""
     model, _ = load(kind)
     changed = [n for n, p in model.model.named_parameters() if type(p) is not nn.Parameter]
     matrix = r"backbone\.language_model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
@@ -108,9 +113,9 @@ def test_only_the_language_models_matrices_are_quantised(kind, load):
     assert len(changed) == 7 * len(model.model.backbone.language_model.layers)
 
 
-def test_a_quantised_model_is_neither_saved_nor_trained_and_says_what_it_is(tmp_path):
-    """It would be written as if it were whole, or training would fail with a riddle of torch's."""
-    model = new_model()
+def test_a_quantized_model_is_neither_saved_nor_trained_and_reports_its_kind(tmp_path):
+    """It would be written as if it were whole, or training would fail with an error of torch's."""
+    model = new_model(own=True)
     assert model.engine_info()["quantization"] is None
     model.model.quantization = "float8"
     assert model.engine_info()["quantization"] == "float8"
@@ -150,8 +155,8 @@ def test_float8_is_refused_where_it_cannot_be(monkeypatch, device, capability, d
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_quantising_without_its_library_says_what_to_install(kind, monkeypatch):
-    """The user would get an ImportError of a name that he has never heard of."""
+def test_quantizing_without_its_library_names_the_extra_to_install(kind, monkeypatch):
+    """The user would get an ImportError of an unfamiliar name."""
     monkeypatch.setitem(sys.modules, LIBRARIES[kind], None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -161,8 +166,8 @@ def test_quantising_without_its_library_says_what_to_install(kind, monkeypatch):
         quantize_module.check_quantization(kind, torch.device("cuda", 0), torch.bfloat16)
 
 
-def test_what_cannot_be_is_refused_before_anything_is_read():
-    """A user would wait for a download of 9 GB, and then be told."""
+def test_an_impossible_kind_is_refused_before_anything_is_read():
+    """A user would wait for a download of 9 GB before the error."""
     with pytest.raises(ValueError, match="'int8', 'nf4', 'float8' or None, got 'int4'"):
         RobometerRewardModel.from_pretrained("nowhere", device="cpu", quantization="int4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"needs a GPU of compute capability 8\.9 or more"):
@@ -176,13 +181,13 @@ def float8(device: torch.device, *outputs: int) -> list[nn.Linear]:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Return what is left of each row of x in float8."""
+    """Round each row of x to float8."""
     scale = (x.abs().amax(dim=1, keepdim=True) / 448).float()
     return (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
 
 
 @torch.no_grad()
-def test_float8_multiplies_what_is_left_of_rows_in_float8(device):
+def test_float8_multiplies_rows_rounded_to_float8(device):
     """Scales of the wrong side, or of a whole matrix, would make rewards of noise."""
     torch.manual_seed(0)
     plain = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
@@ -190,33 +195,33 @@ def test_float8_multiplies_what_is_left_of_rows_in_float8(device):
     x = torch.randn(5, 64).bfloat16() * torch.logspace(-3, 3, 5)[:, None].bfloat16()
     expected = rounded(x) @ rounded(plain.weight).T
     size = x.float().norm(dim=1)[:, None] * plain.weight.float().norm(dim=1)
-    said = quantize_module._float8_maker(device)(plain)(x.to(device))
-    assert said.dtype == torch.bfloat16
-    assert ((said.cpu().float() - expected).abs() < 0.005 * size).all()
+    ours = quantize_module._float8_maker(device)(plain)(x.to(device))
+    assert ours.dtype == torch.bfloat16
+    assert ((ours.cpu().float() - expected).abs() < 0.005 * size).all()
 
 
 @torch.no_grad()
 def test_nothing_but_zeros_is_zero_in_float8(device):
-    """What fills up a batch on a GPU may be 0, and torchao divides by it: rewards would be NaN."""
+    """Padding of a batch on a GPU may be 0, and torchao divides by it: rewards would be NaN."""
     plain = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
     plain.weight[5] = 0
     x = torch.randn(4, 64, dtype=torch.bfloat16)
     x[2] = 0
-    said = quantize_module._float8_maker(device)(plain)(x.to(device))
-    assert said.isfinite().all()
-    assert not said[2].any()
-    assert said[:, 5].abs().max() < 1e-15
-    assert said[[0, 1, 3]][:, :5].all()
+    ours = quantize_module._float8_maker(device)(plain)(x.to(device))
+    assert ours.isfinite().all()
+    assert not ours[2].any()
+    assert ours[:, 5].abs().max() < 1e-15
+    assert ours[[0, 1, 3]][:, :5].all()
 
 
 def test_float8_of_matrices_that_it_cannot_hold_is_refused(float8_on_cpu):
-    """The library leaves such a matrix as it is: the user would believe that it is quantised."""
+    """The library leaves such a matrix as it is: the user would believe that it is quantized."""
     with pytest.raises(ValueError, match="multiples of 16, got 64 to 24"):
         float8(CPU, 24)
 
 
 def test_4_bits_of_matrices_that_a_cpu_cannot_multiply_are_refused():
-    """Who tries it with the demo model would get an error about shapes at each prediction."""
+    """With the demo model each prediction would fail with an error about shapes."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     with pytest.raises(ValueError, match=r"multiples of 64, got 96\. Use quantization='int8'"):
         RobometerRewardModel.from_pretrained("demo", device="cpu", quantization="nf4")
@@ -230,35 +235,35 @@ def test_float8_leaves_the_compilers_settings_alone(float8_on_cpu):
 
 
 @torch.inference_mode()
-def test_layers_in_float8_are_asked_one_by_one(device):
-    """Joined as numbers without their scales, they would be another matrix."""
+def test_layers_in_float8_run_one_by_one(device):
+    """Fused as numbers without their scales, they would be another matrix."""
     with torch.inference_mode(False):
         layers = float8(device, 32, 16, 48)
     x = torch.randn(5, 64, dtype=torch.bfloat16, device=device)
     expected = [layer(x) for layer in layers]
-    joined = Joined(*layers)
+    joined = FusedLinear(*layers)
     for which in (slice(None), slice(1, 3), slice(0, 1)):
         assert torch.equal(joined(x, which), torch.cat(expected[which], dim=-1))
 
 
-def test_changes_of_weights_in_float8_are_noticed_once(float8_on_cpu):
-    """Everything would be forgotten at every prediction, or be kept when other weights come."""
+def test_changes_of_weights_in_float8_are_found_once(float8_on_cpu):
+    """The caches would be dropped at every prediction, or survive a change of weights."""
     layers = float8(CPU, 32, 16)
     network = nn.ModuleList(layers)
-    watch = Watch(network)
-    assert not watch.changed()
-    Joined(*layers)
+    versions = WeightVersions(network)
+    assert not versions.changed()
+    FusedLinear(*layers)
     network.to("cpu")
-    assert not watch.changed()
+    assert not versions.changed()
     with torch.no_grad():
         layers[0].weight.copy_(float8(CPU, 32)[0].weight)
-    assert watch.changed()
-    assert not Watch(network).changed()
+    assert versions.changed()
+    assert not WeightVersions(network).changed()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_models_that_share_a_quantised_network_forget_nothing(kind, load):
-    """Each would take the other's layout of the weights for a change, for ever."""
+def test_two_models_that_share_a_quantized_network_forget_nothing(kind, load):
+    """Each would take the other's layout of the weights for a change, at every call."""
     model, _ = load(kind)
     other = RobometerRewardModel(model.model, PROCESSOR, model.config)
     forgotten = []
@@ -269,27 +274,27 @@ def test_two_models_that_share_a_quantised_network_forget_nothing(kind, load):
 
 
 def test_float8_in_fixed_shapes(load, as_on_cuda):  # noqa: F811
-    """On a GPU an agent would be paid by what fills up a batch."""
+    """On a GPU rewards would depend on the padding of a batch."""
     model, _ = load("float8")
-    eager = RobometerRewardModel(model.model, PROCESSOR, model.config, engine="eager")
+    eager = eager_twin(model)
     for stream in ("a", "b", "c"):
         for steps in ([0], [0, 3], [0, 3, 5]):
-            question = [clip(stream, steps)]
-            assert_close(model.predict(question), eager.predict(question), tolerance=STEP)
-    assert int(model.engine_info()["graphs"].split()[0]) > 1
+            clips = [clip(stream, steps)]
+            assert_close(model.predict(clips), eager.predict(clips), tolerance=STEP)
+    assert graph_count(model) > 1
 
 
 @on_a_gpu
 def test_float8_on_a_gpu(load):
-    """The one place where it is meant to be: recorded, and with the numbers of all."""
+    """On its intended device float8 would run without graphs, or give other numbers."""
     model, whole = load("float8", device="cuda")
-    eager = RobometerRewardModel(model.model, PROCESSOR, model.config, engine="eager")
+    eager = eager_twin(model)
     for stream in ("a", "b", "c"):
         for steps in ([0], [0, 3], [0, 3, 5]):
-            question = [clip(stream, steps)]
-            said = model.predict(question)
-            assert_close(said, eager.predict(question), tolerance=0.15)
+            clips = [clip(stream, steps)]
+            ours = model.predict(clips)
+            assert_close(ours, eager.predict(clips), tolerance=0.15)
             np.testing.assert_allclose(
-                said[0].progress, whole.predict(question)[0].progress, rtol=0, atol=0.1
+                ours[0].progress, whole.predict(clips)[0].progress, rtol=0, atol=0.1
             )
-    assert int(model.engine_info()["graphs"].split()[0]) > 1, model.engine_info()["graphs"]
+    assert graph_count(model) > 1

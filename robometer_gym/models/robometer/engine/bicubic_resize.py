@@ -1,9 +1,9 @@
 """Pillow's bicubic resize as two matrix products, bit for bit, on any device.
 
 Pillow weighs 8-bit pixels with fixed-point numbers and rounds to 8 bits after each of its two
-passes. Sums of such integers are exact in float64 in whatever order a device adds them up. Which
-pass comes first is up to Pillow, and differs between its versions: `pillows_order` asks the one
-that is installed. Knows nothing of models.
+passes. Sums of such integers are exact in float64 in any order of addition. The order of the
+passes differs between versions of Pillow: `pillow_pass_order` tests the installed one. Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["Order", "pillows_order", "resize"]
+__all__ = ["Order", "pillow_pass_order", "resize"]
 
 Order = Literal["horizontal first", "vertical first"]
 Size = tuple[int, int]
@@ -50,16 +50,16 @@ def resize(frames: Tensor, size: Size, order: Order = "horizontal first") -> Ten
 
 
 @lru_cache(maxsize=64)
-def pillows_order(source: Size, target: Size) -> Order | None:
-    """Return in which order the installed Pillow makes its two passes between these sizes.
+def pillow_pass_order(source: Size, target: Size) -> Order | None:
+    """Return the order of the installed Pillow's two passes between these sizes.
 
-    None means that it does something else altogether: then Pillow itself has to be used.
+    None means that its resize is of another kind: then Pillow itself has to be used.
     """
     noise = np.random.default_rng(0).integers(0, 2, (*source, 3), dtype=np.uint8) * np.uint8(255)
-    wanted = np.asarray(Image.fromarray(noise).resize(target[::-1], Image.Resampling.BICUBIC))
+    expected = np.asarray(Image.fromarray(noise).resize(target[::-1], Image.Resampling.BICUBIC))
     orders: tuple[Order, ...] = ("horizontal first", "vertical first")
     for order in orders:
-        if np.array_equal(resize(torch.from_numpy(noise)[None], target, order)[0], wanted):
+        if np.array_equal(resize(torch.from_numpy(noise)[None], target, order)[0], expected):
             return order
     return None
 
@@ -68,19 +68,19 @@ def _resize_axis(frames: Tensor, axis: int, length: int) -> Tensor:
     if frames.shape[axis] == length:
         return frames
     weights = _weights(frames.shape[axis], length, frames.device)
-    lines = frames.double().flatten(axis + 1)  # everything after the axis: one matrix product
-    resized: Tensor = _rounded(weights @ lines).unflatten(-1, frames.shape[axis + 1 :])
+    columns = frames.double().flatten(axis + 1)  # everything after the axis: one matrix product
+    resized: Tensor = _round(weights @ columns).unflatten(-1, frames.shape[axis + 1 :])
     return resized
 
 
-def _rounded(sums: Tensor) -> Tensor:
+def _round(sums: Tensor) -> Tensor:
     """Round fixed-point sums to pixels; Pillow shifts, which rounds towards minus infinity."""
     return ((sums + _ONE // 2) / _ONE).floor().clamp(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
 def _weights(source: int, target: int, device: torch.device) -> Tensor:
-    """Return (target, source) float64 of integers: what each pixel takes from each."""
+    """Return (target, source) float64 of integers: the weight of each source pixel."""
     weights = torch.zeros(target, source, dtype=torch.float64)
     scale = source / target
     stretch = max(scale, 1.0)

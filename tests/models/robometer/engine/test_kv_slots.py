@@ -1,4 +1,4 @@
-"""Bookkeeping: what of a clip is in the cache, and whose turn it is to lose a slot."""
+"""Bookkeeping of the KV cache: frames that can be reused, and eviction."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robometer_gym.models.robometer.engine.slots import Answer, FrameKey, Slot, Slots
+from robometer_gym.models.robometer.engine.kv_slots import (
+    FrameKey,
+    FramePrediction,
+    KVSlot,
+    KVSlots,
+)
 
 
 def frames(*steps: int, size: int = 64) -> list[FrameKey]:
     return [FrameKey(step, size, size) for step in steps]
 
 
-def fill(slots: Slots, stream: object, wanted: list[FrameKey], task: str = "open it") -> int:
-    """Ask as the engine does; return how many frames were there already."""
+def fill(slots: KVSlots, stream: object, wanted: list[FrameKey], task: str = "open it") -> int:
+    """Lease and fill as the engine does; return the number of frames that were cached."""
     slots.begin_call()
     slot = slots.lease(stream, task, wanted)
     assert slot is not None
     kept = len(slot.frames)
     assert slot.frames == wanted[:kept]
     slot.task = task
-    slot.answers += [Answer(frame.step / 100, 0.5) for frame in wanted[kept:]]
+    slot.predictions += [FramePrediction(frame.step / 100, 0.5) for frame in wanted[kept:]]
     slot.frames += wanted[kept:]
-    assert [answer.progress * 100 for answer in slot.answers] == pytest.approx(
+    assert [prediction.progress * 100 for prediction in slot.predictions] == pytest.approx(
         [frame.step for frame in wanted]
     )
-    slots.give_back(slot)
+    slots.return_slot(slot)
     return kept
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6, unique=True).map(sorted), max_size=8))
-def test_what_is_kept_is_the_longest_common_beginning(windows):
+def test_the_longest_common_beginning_is_reused(windows):
     """One frame too many would be another episode's; one too few costs time."""
-    slots = Slots(2, most_streams=1)
+    slots = KVSlots(2, max_streams=1)
     before: list[int] = []
     for window in windows:
         common = 0
@@ -45,45 +50,45 @@ def test_what_is_kept_is_the_longest_common_beginning(windows):
 
 def test_a_frame_of_another_size_is_another_frame():
     """Keys of 64 tokens would be read as those of 80."""
-    slots = Slots(2, most_streams=1)
+    slots = KVSlots(2, max_streams=1)
     fill(slots, "a", frames(0, 5))
     assert fill(slots, "a", frames(0, 5, size=96)) == 0
 
 
-def test_another_task_uses_nothing_but_its_own():
-    """The model would be asked about one task and shown the other."""
-    slots = Slots(2, most_streams=1)
+def test_another_task_reuses_nothing():
+    """The prompt of one task would be followed by the frames of another."""
+    slots = KVSlots(2, max_streams=1)
     fill(slots, "a", frames(0, 5))
     slot = slots.lease("a", "close it", frames(0, 5))
     assert slot is not None
     assert slot.task is None
     assert not slot.frames
-    assert not slot.answers
+    assert not slot.predictions
 
 
-def test_a_released_slot_keeps_only_the_question():
+def test_a_released_slot_keeps_only_the_prompt():
     """The next episode would begin with the frames of the last."""
-    slots = Slots(3, most_streams=2)
+    slots = KVSlots(3, max_streams=2)
     fill(slots, "a", frames(0, 5), task="close it")
     fill(slots, "b", frames(0, 5))
     slots.release("a")
     slots.release("a")
     slot = slots.lease("c", "close it", frames(0, 5))
     assert slot is not None
-    assert (slot.number, slot.task, slot.frames, slot.answers) == (0, "close it", [], [])
+    assert (slot.number, slot.task, slot.frames, slot.predictions) == (0, "close it", [], [])
 
 
 def test_a_clip_without_a_stream_leaves_nothing():
-    """Two strangers' frames 0, 1, 2 would be taken for the same."""
-    slots = Slots(2, most_streams=1)
+    """Frames 0, 1, 2 of two unrelated clips would be taken for the same."""
+    slots = KVSlots(2, max_streams=1)
     assert fill(slots, None, frames(0, 1)) == 0
     assert fill(slots, None, frames(0, 1)) == 0
     assert slots.streams == 0
 
 
-def test_streams_do_not_rob_one_another():
+def test_streams_do_not_evict_each_other():
     """With one environment more than slots, none would ever find its frames again."""
-    slots = Slots(3, most_streams=2)
+    slots = KVSlots(3, max_streams=2)
     kept = []
     for step in range(1, 12):
         kept.append([fill(slots, name, frames(*range(step))) for name in "abc"])
@@ -91,9 +96,9 @@ def test_streams_do_not_rob_one_another():
     assert slots.evictions == 0
 
 
-def test_a_stream_that_nobody_asks_about_loses_its_slot():
+def test_an_idle_stream_loses_its_slot():
     """Streams that are never released would keep all others out."""
-    slots = Slots(2, most_streams=1)
+    slots = KVSlots(2, max_streams=1)
     fill(slots, "a", frames(0))
     for _ in range(40):
         fill(slots, "b", frames(0, 1))
@@ -102,9 +107,9 @@ def test_a_stream_that_nobody_asks_about_loses_its_slot():
     assert slots.evictions == 1
 
 
-def test_one_slot_is_always_left_to_clips_that_keep_nothing():
+def test_one_slot_stays_free_for_clips_without_a_stream():
     """They would wait for ever."""
-    slots = Slots(2, most_streams=5)
+    slots = KVSlots(2, max_streams=5)
     for name in "ab":
         assert slots.lease(name, "open it", frames(0)) is not None
     assert slots.lease(None, "open it", frames(0)) is None
@@ -112,9 +117,9 @@ def test_one_slot_is_always_left_to_clips_that_keep_nothing():
 
 
 def test_the_newest_step_is_that_of_the_window():
-    """An episode that begins anew under an old name would go unnoticed."""
-    slots = Slots(2, most_streams=1)
-    assert slots.newest("a") is None
+    """An episode that begins under an old name would go unnoticed."""
+    slots = KVSlots(2, max_streams=1)
+    assert slots.latest_step("a") is None
     fill(slots, "a", frames(0, 7))
-    assert slots.newest("a") == 7
-    assert Slot(0).leased is False
+    assert slots.latest_step("a") == 7
+    assert KVSlot(0).leased is False

@@ -1,4 +1,4 @@
-"""Features of frames: each encoded once, and no more kept than there is room for."""
+"""Feature cache: each frame encoded once, and never more bytes than the budget."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robometer_gym.models.robometer.engine.features import FrameFeatures, Wanted
-from robometer_gym.models.robometer.engine.slots import FrameKey
+from robometer_gym.models.robometer.engine.frame_features import FrameFeatures, FrameRequest
+from robometer_gym.models.robometer.engine.kv_slots import FrameKey
 
 
 class Tower:
-    """Encodes a picture to its first pixel, as (n, 2, 3, 4) of that number."""
+    """Encodes a frame to its first pixel, as (n, 2, 3, 4) of that number."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -26,9 +26,9 @@ class Tower:
 BYTES = 2 * 3 * 4 * 4
 
 
-def wanted(stream, number: int, side: int = 4) -> Wanted:
+def wanted(stream, number: int, side: int = 4) -> FrameRequest:
     image = np.full((side, side, 3), number, np.uint8)
-    return Wanted(stream, FrameKey(number, side, side), image)
+    return FrameRequest(stream, FrameKey(number, side, side), image)
 
 
 def numbers(features: list[Tensor]) -> list[float]:
@@ -47,19 +47,19 @@ def test_each_frame_is_encoded_once_and_sizes_go_together():
     assert (features.encoded, features.reused) == (4, 5)
 
 
-def test_the_same_picture_without_a_stream_is_encoded_once_and_not_kept():
-    """Two strangers would be shown each other's frames, or the memory would fill up."""
+def test_a_frame_without_a_stream_is_encoded_once_and_not_cached():
+    """Unrelated clips would get each other's frames, or the memory would fill up."""
     tower = Tower()
     features = FrameFeatures(tower, budget=1000 * BYTES)
     one = wanted(None, 7)
-    other = Wanted(None, one.key, one.image.copy() + 1)
+    other = FrameRequest(None, one.key, one.image.copy() + 1)
     assert numbers(features.fetch([one, other, one])) == [7, 8, 7]
     assert tower.batches == [2]
     assert len(features) == features.bytes == 0
 
 
-def test_what_was_not_wanted_for_longest_goes_first():
-    """A long episode would push out the frames that are still shown."""
+def test_the_least_recently_requested_frame_goes_first():
+    """A long episode would push out the frames that are still in its window."""
     features = FrameFeatures(Tower(), budget=3 * BYTES)
     for number in range(6):
         assert numbers(features.fetch([wanted("a", 0), wanted("a", number)])) == [0, number]
@@ -72,26 +72,26 @@ def test_what_was_not_wanted_for_longest_goes_first():
     assert features.encoded == 7
 
 
-def test_more_frames_than_there_is_room_for_are_all_answered():
+def test_more_frames_than_the_budget_holds_are_all_returned():
     """A window larger than the budget would lose its first frames."""
     features = FrameFeatures(Tower(), budget=2 * BYTES)
     assert numbers(features.fetch([wanted("a", n) for n in range(9)])) == list(range(9))
     assert len(features) == 2
 
 
-def test_what_is_counted_is_what_is_held():
+def test_the_counted_bytes_are_the_held_bytes():
     """A frame that is a part of a batch would keep the whole batch in memory, uncounted."""
     features = FrameFeatures(Tower(), budget=8 * BYTES)
     for first in range(0, 20, 5):
         features.fetch([wanted("a", first + n) for n in range(5)])
-    held = {f.untyped_storage().data_ptr(): f.untyped_storage() for f in features._kept.values()}
+    held = {f.untyped_storage().data_ptr(): f.untyped_storage() for f in features._cached.values()}
     assert sum(storage.nbytes() for storage in held.values()) == features.bytes == 8 * BYTES
 
 
 def test_large_batches_are_encoded_in_parts():
     """A hundred videos at once would exhaust the memory."""
     tower = Tower()
-    features = FrameFeatures(tower, budget=0, together=4 * 4 * 3)
+    features = FrameFeatures(tower, budget=0, max_pixels=4 * 4 * 3)
     assert numbers(features.fetch([wanted("a", n) for n in range(8)])) == list(range(8))
     assert tower.batches == [3, 3, 2]
 
@@ -100,8 +100,8 @@ def test_a_released_stream_is_forgotten_and_no_other():
     """Its name may come back with other frames."""
     features = FrameFeatures(Tower(), budget=100 * BYTES)
     features.fetch([wanted("a", 1), wanted("a", 5), wanted("b", 1)])
-    assert (features.newest("a"), features.newest("c")) == (5, None)
+    assert (features.latest_step("a"), features.latest_step("c")) == (5, None)
     features.release("a")
     features.release("a")
     assert features.bytes == BYTES
-    assert (features.newest("a"), features.newest("b")) == (None, 1)
+    assert (features.latest_step("a"), features.latest_step("b")) == (None, 1)

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from robometer_gym.models.robometer.engine import bicubic
-from robometer_gym.models.robometer.engine.bicubic import pillows_order, resize
+from robometer_gym.models.robometer.engine import bicubic_resize
+from robometer_gym.models.robometer.engine.bicubic_resize import pillow_pass_order, resize
 from robometer_gym.models.robometer.network.images import ImageSettings
 
 SIDES = st.integers(1, 160)
 KINDS = ("noise", "black and white", "smooth")
 
 
-def pictures(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
+def draw_frames(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     if kind == "black and white":  # overshoots at every edge: this is where clipping shows
@@ -29,7 +29,7 @@ def pictures(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def assert_as_pillow(frames: np.ndarray, size: tuple[int, int]) -> None:
-    order = pillows_order((frames.shape[1], frames.shape[2]), size)
+    order = pillow_pass_order((frames.shape[1], frames.shape[2]), size)
     assert order is not None
     ours = resize(torch.from_numpy(frames), size, order).numpy()
     for frame, our in zip(frames, ours, strict=True):
@@ -41,7 +41,7 @@ def assert_as_pillow(frames: np.ndarray, size: tuple[int, int]) -> None:
 @given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(KINDS))
 def test_any_size_to_any_other_is_pillows_bit_for_bit(height, width, high, wide, kind):
     """On a GPU the model would see other pixels than it was trained on."""
-    assert_as_pillow(pictures(kind, height, width), (high, wide))
+    assert_as_pillow(draw_frames(kind, height, width), (high, wide))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,26 +51,26 @@ def test_any_size_to_any_other_is_pillows_bit_for_bit(height, width, high, wide,
     ids=str,
 )
 def test_cameras_sizes_are_pillows_bit_for_bit(source, kind):
-    """These are the sizes that cameras and simulators have."""
-    assert_as_pillow(pictures(kind, *source), ImageSettings().seen_size(*source))
+    """On a GPU the frames of common cameras and simulators would have other pixels."""
+    assert_as_pillow(draw_frames(kind, *source), ImageSettings().input_size(*source))
 
 
 def test_both_orders_of_the_passes_occur():
     """Pillow 13 changed the order for some sizes: one that is always the same would be wrong."""
-    noise = torch.from_numpy(pictures("black and white", 150, 40))
+    noise = torch.from_numpy(draw_frames("black and white", 150, 40))
     one, other = (
         resize(noise, (64, 64), order) for order in ("horizontal first", "vertical first")
     )
     assert not torch.equal(one, other)
 
 
-def test_a_pillow_that_does_something_else_is_noticed(monkeypatch):
-    """A later Pillow may round differently: then it has to be asked itself."""
-    monkeypatch.setattr(bicubic, "_SHARPNESS", -0.75)
-    bicubic._weights.cache_clear()
-    pillows_order.cache_clear()
+def test_a_pillow_with_another_resize_is_detected(monkeypatch):
+    """A later Pillow may round differently: then Pillow itself has to resize."""
+    monkeypatch.setattr(bicubic_resize, "_SHARPNESS", -0.75)
+    bicubic_resize._weights.cache_clear()
+    pillow_pass_order.cache_clear()
     try:
-        assert pillows_order((240, 320), (256, 320)) is None
+        assert pillow_pass_order((240, 320), (256, 320)) is None
     finally:
-        bicubic._weights.cache_clear()
-        pillows_order.cache_clear()
+        bicubic_resize._weights.cache_clear()
+        pillow_pass_order.cache_clear()

@@ -1,7 +1,7 @@
-"""The engine on a real GPU; skipped where there is none.
+"""The engine on a real GPU; skipped without one.
 
-With ROBOMETER_GYM_DRY_RUN=1 the same tests run on a CPU, with repetitions for recordings and its
-documentation for the flash kernel: that shows that the tests themselves are in order, no more.
+With ROBOMETER_GYM_DRY_RUN=1 the same tests run on a CPU, with the stand-ins of test_graph_runner.py
+for graphs and the flash kernel, to check the tests themselves.
 """
 
 from __future__ import annotations
@@ -22,30 +22,34 @@ from PIL import Image
 from torch import Tensor
 
 from robometer_gym import RobometerRewardModel
-from robometer_gym.models.robometer.demo import demo_config, random_model
+from robometer_gym.models.robometer.demo import random_model
 from robometer_gym.models.robometer.engine import attention as attention_module
-from robometer_gym.models.robometer.engine import cuda, executor, graphs
+from robometer_gym.models.robometer.engine import cuda_backend, cuda_graphs, executor
 from robometer_gym.models.robometer.engine.attention import (
     FlashAttention,
     PaddedAttention,
     RowAttention,
 )
-from robometer_gym.models.robometer.engine.bicubic import pillows_order, resize
-from robometer_gym.models.robometer.engine.graphs import Graphs, cuda_recorder
-from robometer_gym.models.robometer.engine.layout import upload
+from robometer_gym.models.robometer.engine.batch_layout import upload
+from robometer_gym.models.robometer.engine.bicubic_resize import pillow_pass_order, resize
+from robometer_gym.models.robometer.engine.cuda_graphs import CudaGraphCache, cuda_graph_capture
 from robometer_gym.reward_model import Clip, Prediction, RewardModelError
-from tests.models.robometer.engine.test_engine import (
+from tests.models.robometer.engine.recomputation import (
     PROCESSOR,
-    SCHEDULES,
+    SINGLE,
     SIZES,
     TASKS,
+    Truth,
     assert_close,
     clip,
+    eager_twin,
     engine_of,
+    graph_count,
     new_model,
-    play,
+    small_config,
 )
-from tests.models.robometer.engine.test_engine_static import (
+from tests.models.robometer.engine.schedules import OPS, Player
+from tests.models.robometer.engine.test_graph_runner import (
     SPANS,
     documented_flash,
     problem,
@@ -55,109 +59,103 @@ from tests.models.robometer.engine.test_engine_static import (
 
 DRY = bool(os.environ.get("ROBOMETER_GYM_DRY_RUN"))
 DEVICE = torch.device("cpu" if DRY else "cuda")
-SINGLE, HALF = torch.float32, torch.bfloat16
+HALF = torch.bfloat16
 EXAMPLES = 5 if DRY else 40
 
-# What libraries have to say about a GPU (that TF32 is off, say) is no failure of these tests.
+# Warnings of libraries about a GPU (TF32 is off) are no failures.
 pytestmark = [
     pytest.mark.skipif(not DRY and not torch.cuda.is_available(), reason="there is no GPU here"),
     pytest.mark.filterwarnings("ignore"),
 ]
-no_dry_run = pytest.mark.skipif(DRY, reason="the CPU has no such thing")
+no_dry_run = pytest.mark.skipif(DRY, reason="needs a real GPU")
 
 
 @pytest.fixture(autouse=True)
 def dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, do what would be done on a GPU."""
+    """On a CPU, take the code path of a GPU."""
     if not DRY:
         return
-    monkeypatch.setattr(cuda, "cuda_recorder", lambda: repeat)
+    monkeypatch.setattr(cuda_backend, "cuda_graph_capture", lambda: repeat)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(executor, "new_runner", cuda.cuda_runner)
+    monkeypatch.setattr(executor, "new_runner", cuda_backend.cuda_runner)
     monkeypatch.setattr(attention_module, "_flash", documented_flash)
 
 
 def on_gpu(dtype: torch.dtype = SINGLE, engine: Any = "fast") -> RobometerRewardModel:
-    model = new_model(dtype, engine=engine)
+    model = new_model(engine, dtype, own=True)
     model.model.to(DEVICE)
     return model
 
 
 def batches(streams: int = 6) -> list[list[Clip]]:
-    """Return what a vector environment asks: streams that go on, and are resized or not."""
+    """Return the clips of a vector environment: growing streams, with and without a resize."""
     return [
         [clip(n, [0, 1, *range(2, 2 + step)], TASKS[n % 3], SIZES[n % 3]) for n in range(streams)]
         for step in range(1, 7)
     ]
 
 
-def values(answers: list[Prediction]) -> np.ndarray:
-    return np.concatenate([np.stack([each.progress, each.success]) for each in answers], axis=1)
-
-
-def recordings(model: RobometerRewardModel) -> int:
-    said = model.engine_info()["graphs"]
-    assert said.endswith("recorded"), said
-    return int(said.split()[0])
+def values(predictions: list[Prediction]) -> np.ndarray:
+    return np.concatenate([np.stack([each.progress, each.success]) for each in predictions], axis=1)
 
 
 def test_schedules_get_the_numbers_of_full_recomputation():
-    """An agent would be paid by a padded row, a stale recording or another environment's frame."""
-    fast, eager = on_gpu(), on_gpu(engine="eager")
+    """Rewards would depend on a padded row, a stale graph or another environment's frame."""
+    fast, recompute = on_gpu(), Truth(on_gpu(engine="eager"))
 
     @settings(max_examples=EXAMPLES)
-    @given(SCHEDULES)
-    def check(schedule):
-        play(schedule, fast, eager)
+    @given(OPS)
+    def run(ops):
+        Player(fast, recompute).play(ops)
 
-    check()
-    assert recordings(fast) > 2
+    run()
+    assert graph_count(fast) > 2
 
 
-def test_it_says_that_everything_is_in_use():
-    """Something fell back, and nobody could tell why a GPU is no faster than it is."""
+def test_no_fallback_is_in_use():
+    """A GPU would be slow because of a fallback."""
     model = on_gpu(HALF)
     for clips in batches():
         model.predict(clips)
     info = model.engine_info()
     assert info["attention"] == "flash"
-    assert info["compiled"] == "elementwise parts"
-    assert recordings(model) >= 2
+    assert info["compiled"] == "elementwise functions"
+    assert graph_count(model) >= 2
     assert info["device"] == ("cpu" if DRY else "cuda:0")
 
 
 def test_in_bfloat16_the_error_is_no_larger_than_without_the_engine():
-    """Differences of rewards are small: the engine must not add to what bfloat16 rounds away."""
+    """Differences of rewards are small: the engine must not add to the rounding of bfloat16."""
     single = on_gpu(engine="eager")
-    wanted = [values(single.predict(clips)) for clips in batches()]
+    expected = [values(single.predict(clips)) for clips in batches()]
     errors = {}
     for engine in ("fast", "eager"):
         model = on_gpu(HALF, engine)
-        said = [values(model.predict(clips)) for clips in batches()]
-        pairs = zip(said, wanted, strict=True)
+        ours = [values(model.predict(clips)) for clips in batches()]
+        pairs = zip(ours, expected, strict=True)
         errors[engine] = np.mean([np.abs(one - other).mean() for one, other in pairs])
     assert 0 < errors["fast"] <= 1.2 * errors["eager"], errors
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, HALF])
 def test_replays_are_the_same_to_the_last_bit(dtype, monkeypatch):
-    """The same window would be paid differently the third time."""
-    recorded, plain = on_gpu(dtype), on_gpu(dtype)
+    """The same window would get another reward the third time."""
+    graphed, plain = on_gpu(dtype), on_gpu(dtype)
     for _ in range(3):
         for clips in batches():
-            said = values(recorded.predict(clips))
+            ours = values(graphed.predict(clips))
             with monkeypatch.context() as patch:
-                patch.setattr(graphs, "_WORTH", 1 << 30)
-                assert np.array_equal(said, values(plain.predict(clips)))
+                patch.setattr(cuda_graphs, "_CAPTURE_AFTER", 1 << 30)
+                assert np.array_equal(ours, values(plain.predict(clips)))
         for stream in range(6):
-            recorded.release(stream)
+            graphed.release(stream)
             plain.release(stream)
-    assert recordings(recorded) >= 4
-    assert recordings(plain) == 0
+    assert graph_count(graphed) >= 4
+    assert graph_count(plain) == 0
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, HALF])
-def test_what_is_in_unused_memory_changes_nothing(dtype):
+def test_unused_memory_has_no_effect(dtype):
     """One overflow in one episode would turn every later reward into NaN."""
     clean, poisoned = on_gpu(dtype), on_gpu(dtype)
     for steps in ([0, 1, 2], [0, 2, 4, 5], [0, 5], [0, 5, 6], [3, 6, 7, 8]):
@@ -178,57 +176,57 @@ def test_what_is_in_unused_memory_changes_nothing(dtype):
 @settings(max_examples=EXAMPLES)
 @given(SPANS)
 def test_every_kind_of_attention_is_attention(rows):
-    """A kernel that reads cached keys another way than is thought shows a frame its future."""
+    """A kernel that reads cached keys in another order shows a frame its future."""
     spans, queries, cache = problem(rows)
     inside = torch.zeros(cache.shape[1], dtype=torch.bool)
     for span in spans:
-        inside[span.line : span.line + int(span.seen[-1])] = True
+        inside[span.start : span.start + int(span.key_counts[-1])] = True
     cache[:, ~inside] = torch.nan
-    width, length = max(len(s.seen) for s in spans), max(int(s.seen[-1]) for s in spans)
+    width, length = max(len(s.key_counts) for s in spans), max(int(s.key_counts[-1]) for s in spans)
     kinds_of: dict[torch.dtype, list[Any]] = {
         SINGLE: [PaddedAttention],
         HALF: [PaddedAttention, FlashAttention],
     }
     for dtype, kinds in kinds_of.items():
         rounded = queries.to(dtype), cache.to(dtype)
-        wanted = written_out(spans, *(each.double() for each in rounded)).float()
+        expected = written_out(spans, *(each.double() for each in rounded)).float()
         given_ = rounded[0].to(DEVICE), *rounded[1].to(DEVICE)
         outputs = {"row by row": RowAttention(spans, given_[0])(*given_)}
         for kind in kinds:
             for more in (0, 3):
                 shape = {"rows": len(rows) + more, "width": width + more, "tokens": len(queries)}
-                numbers = upload(kind.numbers(spans, **shape), DEVICE)
-                attention = kind(*numbers, length=length + 50 * more, width=width + more)
+                indices = upload(kind.indices(spans, **shape), DEVICE)
+                attention = kind(*indices, length=length + 50 * more, width=width + more)
                 outputs[f"{kind.__name__} {more}"] = attention(*given_)
         near = 1e-5 if dtype is SINGLE else 0.03
         for name, out in outputs.items():
-            torch.testing.assert_close(out.float().cpu(), wanted, rtol=near, atol=near, msg=name)
+            torch.testing.assert_close(out.float().cpu(), expected, rtol=near, atol=near, msg=name)
 
 
 @pytest.mark.parametrize("heads", [(32, 8, 128), (16, 8, 128), (4, 4, 32), (8, 1, 64)])
 def test_the_flash_kernel_is_used_for_every_published_size(heads):
     """For one of the sizes of Qwen3-VL the engine would be slow."""
-    cuda.attention_for.cache_clear()
+    cuda_backend.select_attention.cache_clear()
     for dtype in (HALF, torch.float16):
-        assert cuda.attention_for(*heads, dtype, DEVICE) == (FlashAttention, "flash")
-    cuda.attention_for.cache_clear()
+        assert cuda_backend.select_attention(*heads, dtype, DEVICE) == (FlashAttention, "flash")
+    cuda_backend.select_attention.cache_clear()
 
 
 @pytest.mark.parametrize("source", [(240, 320), (480, 640), (40, 100), (64, 64), (500, 300)])
 def test_frames_are_resized_to_the_same_bits(source):
-    """A frame would be another on a GPU than on the CPU that the model was checked on."""
-    size = PROCESSOR.images.seen_size(*source)
-    order = pillows_order(source, size)
+    """A frame would have other pixels on a GPU than on the CPU of the parity tests."""
+    size = PROCESSOR.images.input_size(*source)
+    order = pillow_pass_order(source, size)
     assert order is not None
     frames = np.random.default_rng(0).integers(0, 256, (3, *source, 3), dtype=np.uint8)
     resized = resize(torch.from_numpy(frames).to(DEVICE), size, order).cpu().numpy()
-    for frame, mine in zip(frames, resized, strict=True):
-        its = Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC)
-        assert np.array_equal(mine, np.asarray(its))
+    for frame, ours in zip(frames, resized, strict=True):
+        pillow = Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC)
+        assert np.array_equal(ours, np.asarray(pillow))
 
 
 def test_training_goes_on_after_predicting():
-    """A policy or the model itself could not be trained any more once it had predicted."""
+    """After a prediction the model could no longer be trained."""
     model = on_gpu()
     for clips in batches():
         before = model.predict(clips)
@@ -239,54 +237,52 @@ def test_training_goes_on_after_predicting():
     model.model.eval()
     after = model.predict(clips)
     assert not np.allclose(values(after), values(before))
-    eager = RobometerRewardModel(model.model, PROCESSOR, model.config, engine="eager")
+    eager = eager_twin(model)
     assert_close(after, eager.predict(clips))
     assert_close(model.predict(clips), eager.predict(clips))
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("float8", marks=no_dry_run)])
-def test_quantised_weights_give_the_numbers_of_the_eager_path(kind, tmp_path):
-    """On a small card an agent would be paid by another model than the quantised one."""
+def test_quantized_weights_give_the_numbers_of_the_eager_path(kind, tmp_path):
+    """On a small card rewards would come from another model than the quantized one."""
     library = "torchao" if kind == "float8" else "bitsandbytes"
     pytest.importorskip(library, reason=f"{library} is not installed")
-    config = demo_config(PROCESSOR)
-    config.backbone["text_config"]["hidden_size"] = 128  # 4-bit blocks hold 64 weights
-    config.backbone["vision_config"]["out_hidden_size"] = 128
+    config = small_config(hidden_size=128)  # 4-bit blocks hold 64 weights
     whole = RobometerRewardModel(random_model(config, seed=0), PROCESSOR, config)
     whole.save_pretrained(tmp_path)
     model = RobometerRewardModel.from_pretrained(
         tmp_path, device=DEVICE, dtype=HALF, quantization=kind
     )
-    eager = RobometerRewardModel(model.model, PROCESSOR, config, engine="eager")
+    eager = eager_twin(model)
     for clips in batches():
-        said, right = values(model.predict(clips)), values(eager.predict(clips))
-        np.testing.assert_allclose(said, right, rtol=0, atol=0.1)  # roundings become steps
-        np.testing.assert_allclose(said, values(whole.predict(clips)), rtol=0, atol=0.15)
+        ours, right = values(model.predict(clips)), values(eager.predict(clips))
+        np.testing.assert_allclose(ours, right, rtol=0, atol=0.1)  # roundings become steps
+        np.testing.assert_allclose(ours, values(whole.predict(clips)), rtol=0, atol=0.15)
     print(kind, model.engine_info())
 
 
-# What only a GPU has ------------------------------------------------------------------------------
+# Only on a GPU ------------------------------------------------------------------------------------
 
 
 @no_dry_run
-def test_a_query_waits_for_the_gpu_once():
-    """Each further wait costs as much as a query: the GPU would stand still meanwhile."""
+def test_a_prediction_waits_for_the_gpu_once():
+    """Each further wait takes as long as a prediction, and the GPU idles meanwhile."""
     model = on_gpu(HALF)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in range(5):
-            if step == 4:  # by now everything is recorded
+            if step == 4:  # by now everything is captured
                 torch.cuda.set_sync_debug_mode("warn")
             model.predict([clip(n, [0, 1 + step], TASKS[n % 3], SIZES[n % 3]) for n in range(6)])
         torch.cuda.set_sync_debug_mode("default")
-    said = [str(each.message) for each in told]
-    waits = [each for each in said if "called a synchronizing" in each]
+    messages = [str(each.message) for each in caught]
+    waits = [each for each in messages if "called a synchronizing" in each]
     assert len(waits) == 1, waits
 
 
 @no_dry_run
-def test_a_full_card_empties_the_caches_and_says_so_if_that_does_not_help():
-    """Hours of training would end in an error of torch's, though the caches can be given up."""
+def test_a_full_card_empties_the_caches_and_raises_if_that_does_not_help():
+    """Hours of training would end in an error of torch's, though the caches can be emptied."""
     model, eager = on_gpu(), on_gpu(engine="eager")
     for clips in batches():
         model.predict(clips)
@@ -303,18 +299,18 @@ def test_a_full_card_empties_the_caches_and_says_so_if_that_does_not_help():
     for clips in batches():
         assert_close(model.predict(clips), eager.predict(clips))
     assert model.engine_info()["cache_budget_bytes"] <= budget
-    assert recordings(model) > 0
+    assert graph_count(model) > 0
     assert torch.randn(3, device=DEVICE).isfinite().all()
 
 
 @no_dry_run
-def test_memory_is_given_back():
+def test_memory_is_freed():
     """A run that fine-tunes and predicts by turns would fill the card."""
     model, held = on_gpu(HALF), []
     for _ in range(4):
         for clips in batches():
             model.predict(clips)
-        assert recordings(model) > 0
+        assert graph_count(model) > 0
         model.forget()
         gc.collect()
         torch.cuda.synchronize()
@@ -325,38 +321,38 @@ def test_memory_is_given_back():
 
 
 @no_dry_run
-def test_recording_goes_on_when_the_cache_has_grown():
+def test_capture_works_after_the_cache_has_grown():
     """After the first episode with longer windows the engine would be slow for ever."""
     model, eager = on_gpu(), on_gpu(engine="eager")
     for streams in (1, 3, 9, 20):
         for clips in batches(streams):
             assert_close(model.predict(clips), eager.predict(clips))
-        assert recordings(model) > 0
+        assert graph_count(model) > 0
 
 
 @no_dry_run
-def test_what_fails_while_it_is_recorded_leaves_no_trace():
+def test_a_failed_capture_leaves_no_broken_state():
     """The policy's own sampling and its next update would fail, far from the cause."""
-    recorded, x = Graphs(cuda_recorder), torch.ones(3, device=DEVICE)
+    graphs, x = CudaGraphCache(cuda_graph_capture), torch.ones(3, device=DEVICE)
     before = torch.cuda.current_stream()
 
     def reads(x: Tensor) -> Tensor:
         return x * x.sum().item()
 
     for _ in range(3):
-        assert recorded("reads", reads, [x]).tolist() == [3.0] * 3
-    assert recorded.why_off
+        assert graphs("reads", reads, [x]).tolist() == [3.0] * 3
+    assert graphs.disabled_reason
     assert torch.cuda.current_stream() == before
     assert torch.randn(3, device=DEVICE).isfinite().all()
-    again = Graphs(cuda_recorder)
+    again = CudaGraphCache(cuda_graph_capture)
     for _ in range(3):
         assert again("neg", torch.neg, [x]).tolist() == [-1.0] * 3
     assert len(again) == 1
 
 
 @no_dry_run
-def test_others_may_use_the_gpu_in_the_meantime():
-    """The thread that trains the policy would fail while the reward model records."""
+def test_other_threads_may_use_the_gpu_meanwhile():
+    """The thread that trains the policy would fail while the reward model captures a graph."""
     model, eager = on_gpu(), on_gpu(engine="eager")
     over, failures = threading.Event(), []
 
@@ -380,12 +376,12 @@ def test_others_may_use_the_gpu_in_the_meantime():
         over.set()
         thread.join()
     assert not failures
-    assert recordings(model) > 0
+    assert graph_count(model) > 0
 
 
 @no_dry_run
-def test_it_runs_on_any_stream_and_beside_other_recordings():
-    """Who records his own policy, or has a stream of his own, would get other numbers or errors."""
+def test_it_runs_on_any_stream_and_beside_other_graphs():
+    """A user with own graphs or streams would get other numbers or errors."""
     model, eager = on_gpu(), on_gpu(engine="eager")
     weight, out = torch.ones(4, device=DEVICE, requires_grad=True), []
     (weight * torch.rand(4, device=DEVICE)).sum()
@@ -399,25 +395,25 @@ def test_it_runs_on_any_stream_and_beside_other_recordings():
         if out:
             graph.replay()
             assert out[0].item() > 0
-    assert recordings(model) > 0
+    assert graph_count(model) > 0
 
 
 @no_dry_run
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU here")
 def test_it_runs_on_the_second_card():
-    """Nothing would be recorded there, and replays would answer with what was there before."""
-    model, eager = new_model(), new_model(engine="eager")
+    """No graph would be captured there, and replays would return old outputs."""
+    model, eager = new_model(own=True), new_model("eager", own=True)
     for each in (model, eager):
         each.model.to("cuda:1")
     for clips in batches():
         assert_close(model.predict(clips), eager.predict(clips))
-    assert recordings(model) > 0
+    assert graph_count(model) > 0
     assert model.engine_info()["device"] == "cuda:1"
 
 
 @pytest.fixture(autouse=True)
 def exact() -> Iterator[None]:
-    """Compute in float32 what is float32."""
+    """Multiply float32 matrices in float32, not in TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
