@@ -32,7 +32,7 @@ TASKS = (
     "Put the {object} into the {container!r:>10} {{twice}} {0} {}",
     "%s %(task)s %d 100%",
     "pick up the 'red' cup",
-    'say "hello" to the robot',
+    'wave "hello" to the robot',
     "move C:\\temp\\new \\n \\\\ and \\u0041",
     "sort the blocks",
     "turn the key",
