@@ -104,10 +104,9 @@ class Cameras:
         if not self._warned_of_black:
             self._warned_of_black = True
             logger.warning(
-                "A frame of camera %r is entirely black. It goes to the model as it is; a camera "
-                "whose first %s frames are all black is refused (max_black_frames).",
+                "A frame of camera %r is entirely black. Black frames go to the model like any "
+                "other; max_black_frames is the limit from the first frame on.",
                 name,
-                self._max_black_frames,
             )
 
 

@@ -145,6 +145,7 @@ SETTINGS = {
     "terminate_on_success": False,
     "camera": "wrist",
     "frame_size": 32,
+    "max_black_frames": 3,
     "on_error": "hold",
 }
 
