@@ -122,7 +122,7 @@ def read_reward(reward: Any) -> float:
         >>> read_reward(2)
         2.0
     """
-    if isinstance(reward, int | float) or getattr(reward, "shape", None) == ():
+    if isinstance(reward, (float, int)) or getattr(reward, "shape", None) == ():
         return float(reward)
     raise TypeError(
         f"The environment's reward must be a number, got {reward!r}. Return a float from its "

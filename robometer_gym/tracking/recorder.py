@@ -1,6 +1,6 @@
 """TraceRecorder and RecordTraces: listen to an EpisodeTracker and build EpisodeTraces.
 
-Knows nothing of environments: a tracker's events and outcomes are all it needs.
+Knows nothing of environments: it reads a tracker's events and outcomes.
 """
 
 from __future__ import annotations

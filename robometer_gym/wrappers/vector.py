@@ -197,7 +197,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             raise
 
     def _check_actions(self, actions: Any) -> None:
-        batch = isinstance(actions, np.ndarray | list)
+        batch = isinstance(actions, (np.ndarray, list))
         count = len(actions) if batch else len(list(iterate(self.action_space, actions)))
         if count != self.num_envs:
             raise ValueError(

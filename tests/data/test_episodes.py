@@ -30,7 +30,7 @@ def test_written_episodes_are_read(tmp_path):
     written = [
         Episode(gray_frames(6), "öffne die Schublade", "successful", None, 0.5),
         Episode(gray_frames(1), TASK, "suboptimal", np.float32(0.25)),  # type: ignore[arg-type]
-        Episode(gray_frames(9), 'turn "left"\nand \u2028 go', "failure", 0.0, 1.0),
+        Episode(gray_frames(9), 'call "left"\nand \u2028 go', "failure", 0.0, 1.0),
     ]
     writer = EpisodeWriter(tmp_path / "new" / "folder")
     paths = [writer.write(episode, fps=10) for episode in written]

@@ -307,7 +307,7 @@ def test_the_margin_between_own_and_other_tasks(matrix, expected):
         (1.0, True, True),
     ],
 )
-def test_more_than_a_half_means_a(probability, a_is_better, right):
+def test_more_than_a_half_prefers_a(probability, a_is_better, right):
     """An undecided model would be right or wrong by another rule than the reference's."""
     assert preference_accuracy([probability], [a_is_better]) == float(right)
 

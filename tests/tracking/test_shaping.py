@@ -53,8 +53,8 @@ def test_the_potential_of_a_true_end_is_zero():
 
 
 @given(unit, unit, st.booleans())
-def test_the_progress_signal_is_the_progress(before, after, terminated):
-    """The simplest signal would not be what its name means."""
+def test_progress_is_the_signal_itself(before, after, terminated):
+    """The simplest signal would not match its name."""
     assert shaping.progress(before, after, gamma=0.5, terminated=terminated) == after
 
 

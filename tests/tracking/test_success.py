@@ -1,4 +1,4 @@
-"""Success detection: votes, windows and the first step."""
+"""SuccessDetector: the votes that decide whether a task is done."""
 
 import numpy as np
 import pytest

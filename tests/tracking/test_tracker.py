@@ -165,7 +165,7 @@ def test_ended_streams_are_released_once():
     assert len(model.released) == 4
 
 
-def test_a_model_that_keeps_nothing_needs_no_release():
+def test_a_model_without_streams_needs_no_release():
     """A model with `predict` alone would fail at the end of the first episode."""
 
     class Plain:

@@ -1,4 +1,4 @@
-"""Windows of each sampling rule, in memory that does not grow with the episode."""
+"""FrameHistory: the window shown to the model, in bounded memory."""
 
 import pickle
 import weakref
