@@ -27,6 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from robometer_gym.cli.commands import run_command
 
         return run_command(argv)
-    except KeyboardInterrupt:
-        print("robometer-gym: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"robometer-gym: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,13 @@ from robometer_gym.data import Episode, read_episodes, read_lerobot
 from robometer_gym.data.episodes import OUTCOMES
 from robometer_gym.evaluation import plot_losses
 from robometer_gym.tracking.settings import RewardSettings
+
+_SCORES = {
+    "ranking": "ranking (Kendall's tau)",
+    "threshold": "highest success of a failure",
+    "recall": "recall above that threshold",
+    "preference_accuracy": "preference accuracy",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -66,9 +74,29 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="examples per step and GPU (default: %(default)s)",
     )
+    parser.add_argument(
+        "--gradient-accumulation",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="batches per step, for a small GPU (default: %(default)s)",
+    )
     parser.add_argument("--learning-rate", type=float, default=2e-5, help="(default: %(default)s)")
     parser.add_argument(
-        "--full", action="store_true", help="train the language model whole, not with LoRA"
+        "--warmup-steps",
+        type=at_least(0),
+        metavar="N",
+        help="steps in which the learning rate rises (default: a tenth of --steps)",
+    )
+    language_model = parser.add_mutually_exclusive_group()
+    language_model.add_argument(
+        "--lora-rank",
+        type=at_least(1),
+        metavar="R",
+        help="rank of the LoRA adapters, alpha is twice the rank (default: 32)",
+    )
+    language_model.add_argument(
+        "--full", action="store_true", help="train the language model in full, without LoRA"
     )
     parser.add_argument("--train-vision", action="store_true", help="train the vision tower too")
     parser.add_argument(
@@ -82,6 +110,20 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue from the last checkpoint in --out"
     )
     parser.add_argument("--seed", type=at_least(0), default=42, help="(default: %(default)s)")
+    parser.add_argument(
+        "--eval-share",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share of the episodes to hold out and to score before and after the training "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--report-to",
+        nargs="+",
+        metavar="NAME",
+        help="loggers such as tensorboard or wandb, or none (default: tensorboard if installed)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -94,26 +136,64 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from robometer_gym.training import LORA, train  # torch takes seconds to import
 
-    train(
-        arguments.model,
-        episodes,
-        arguments.out,
-        processor=arguments.processor,
-        lora=None if arguments.full else LORA,
-        train_vision=arguments.train_vision,
-        resume=arguments.resume,
-        max_steps=arguments.steps,
-        per_device_train_batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        save_steps=arguments.save_every,
-        seed=arguments.seed,
-    )
+    rank = arguments.lora_rank or LORA.r
+    lora = None if arguments.full else replace(LORA, r=rank, lora_alpha=2 * rank)
+    try:
+        train(
+            arguments.model,
+            episodes,
+            arguments.out,
+            processor=arguments.processor,
+            lora=lora,
+            train_vision=arguments.train_vision,
+            eval_share=arguments.eval_share,
+            resume=arguments.resume,
+            **_read_training_arguments(arguments),
+        )
+    except KeyboardInterrupt:
+        _plot_losses(arguments.out)
+        raise
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes, started by accelerate launch, only the first prints
-    logged = json.loads((arguments.out / "losses.json").read_text())
-    plot_losses(logged, arguments.out / "losses.png")
-    print_files([arguments.out, arguments.out / "losses.png"])
+    if arguments.eval_share > 0.0:
+        _print_scores(json.loads((arguments.out / "evaluation.json").read_text()))
+    print_files([arguments.out, *_plot_losses(arguments.out)])
     print(f"\nUse it: reward_model={str(arguments.out)!r}, or --model {arguments.out}")
+
+
+def _read_training_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of transformers' Trainer; None leaves the default."""
+    given = {
+        "max_steps": arguments.steps,
+        "per_device_train_batch_size": arguments.batch_size,
+        "gradient_accumulation_steps": arguments.gradient_accumulation,
+        "learning_rate": arguments.learning_rate,
+        "warmup_steps": arguments.warmup_steps,
+        "save_steps": arguments.save_every,
+        "seed": arguments.seed,
+        "report_to": arguments.report_to,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _plot_losses(out: Path) -> list[Path]:
+    """Plot the losses if any were logged, and return the files."""
+    log = out / "losses.json"
+    logged = json.loads(log.read_text()) if log.exists() else []
+    if not any("loss" in entry for entry in logged):
+        return []
+    plot_losses(logged, out / "losses.png")
+    return [out / "losses.png"]
+
+
+def _print_scores(evaluation: dict[str, Any]) -> None:
+    """Print the scores of the held-out episodes before and after the training."""
+    title = f"{evaluation['episodes']} held-out episodes"
+    print(f"\n{title:<34}  before   after")
+    for name, label in _SCORES.items():
+        values = [evaluation[moment][name] for moment in ("before", "after")]
+        columns = ("-" if value is None else f"{value:.2f}" for value in values)
+        print(f"{label:<34}" + "".join(f"{column:>8}" for column in columns))
 
 
 def _read_data(arguments: argparse.Namespace) -> list[Episode]:

@@ -13,6 +13,24 @@ except ImportError as error:
     ) from error
 
 from robometer_gym.sb3.callback import RobometerCallback
+from robometer_gym.sb3.late_rewards import (
+    LateDictReplayBuffer,
+    LateDictRolloutBuffer,
+    LateNStepReplayBuffer,
+    LateReplayBuffer,
+    LateRewards,
+    LateRolloutBuffer,
+)
 from robometer_gym.sb3.vec_env import VecRobometerReward, make_robometer_vec_env
 
-__all__ = ["RobometerCallback", "VecRobometerReward", "make_robometer_vec_env"]
+__all__ = [
+    "LateDictReplayBuffer",
+    "LateDictRolloutBuffer",
+    "LateNStepReplayBuffer",
+    "LateReplayBuffer",
+    "LateRewards",
+    "LateRolloutBuffer",
+    "RobometerCallback",
+    "VecRobometerReward",
+    "make_robometer_vec_env",
+]

@@ -21,8 +21,9 @@ from robometer_gym.evaluation.metrics import detection
 from robometer_gym.evaluation.overlay import write_overlay
 from robometer_gym.tracking.events import Settled
 from robometer_gym.tracking.recorder import RecordTraces, TraceRecorder
+from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.trace import EpisodeTrace
-from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
+from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import MissingDependencyError, check_count
 
 __all__ = ["RobometerCallback"]

@@ -26,6 +26,8 @@ from stable_baselines3.common.vec_env import (
 from typing_extensions import Unpack
 
 from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel, RewardModelLike
+from robometer_gym.sb3.owed_steps import OwedSteps
+from robometer_gym.tracking.background import make_driver
 from robometer_gym.tracking.events import Event, Step, read_true_success
 from robometer_gym.tracking.settings import (
     RewardOptions,
@@ -77,6 +79,9 @@ class VecRobometerReward(VecEnvWrapper):
         venv: a `DummyVecEnv` or `SubprocVecEnv` whose environments are in `FrameCapture`.
         task: the robots' instruction, in words: one for all, or one for each environment.
         reward_model: see `RobometerRewardWrapper`. It lives in this process; workers have none.
+        late: compute rewards after the step, in large batches: see `robometer_gym.sb3.LateRewards`.
+            `step` returns 0.0 as a placeholder, and infos have `env_reward` only. Needs
+            terminate_on_success=False: a verdict comes too late to end the episode.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`, or the signature.
 
     Raises:
@@ -109,12 +114,19 @@ class VecRobometerReward(VecEnvWrapper):
         venv: VecEnv,
         task: str | Sequence[str],
         reward_model: RewardModelLike = DEFAULT_REWARD_MODEL,
+        *,
+        late: bool = False,
         **settings: Unpack[RewardOptions],
     ) -> None:
         check_kind(venv, "VecEnv of Stable-Baselines3")
         _check_venv(venv)
         super().__init__(venv)
         chosen = read_settings(VecRobometerReward, settings)
+        if late and chosen.terminate_on_success:
+            raise ValueError(
+                "late=True needs terminate_on_success=False: success is detected after the "
+                "rollout, too late to end the episode."
+            )
         if chosen.terminate_on_success and any(venv.env_is_wrapped(Monitor)):
             raise ValueError(MONITOR_INSIDE)
         self._tasks = check_tasks(task, self.num_envs)
@@ -122,6 +134,9 @@ class VecRobometerReward(VecEnvWrapper):
         self._reward_model = LazyRewardModel.of(reward_model)
         self.tracker = EpisodeTracker(chosen, self._reward_model, self.num_envs)
         """Follows the episodes; `RecordTraces` and other listeners attach to it."""
+        self._driver = make_driver(self.tracker)
+        self.owed = OwedSteps(self.tracker) if late else None
+        """The steps that the agent's buffer settles; None where rewards are not late."""
         self._captures = CaptureReader()
         rounds_rewards = isinstance(venv, DummyVecEnv)  # to single precision
         with report_dead_workers(venv):
@@ -171,6 +186,14 @@ class VecRobometerReward(VecEnvWrapper):
                 f"actions must hold one action for each of the {self.num_envs} environments; "
                 f"got {len(actions)}."
             )
+        if self.owed is not None and not self.owed.connected:
+            raise ValueError(
+                "With late=True a buffer must settle the rewards, or the agent would train on "
+                "placeholders: PPO(..., rollout_buffer_class=LateRolloutBuffer, "
+                'rollout_buffer_kwargs={"late": LateRewards(venv)}), or SAC(..., '
+                "replay_buffer_class=LateReplayBuffer, replay_buffer_kwargs=...). Algorithms "
+                "that choose their buffer themselves (RecurrentPPO) need late=False."
+            )
         with report_dead_workers(self.venv):
             self.venv.step_async(actions)
 
@@ -198,7 +221,13 @@ class VecRobometerReward(VecEnvWrapper):
         ]
         reset = [env for env, done in enumerate(ended) if done]
         starts = self._starts(reset, [self.venv.reset_infos[env] for env in reset], self._tasks)
-        outcomes = self.tracker.advance([*steps, *starts])
+        if self.owed is not None:
+            self.owed.append([*steps, *starts], is_step=True)
+            for step in steps:
+                assert isinstance(step, Step)
+                infos[step.env]["env_reward"] = step.reward
+            return observations, np.zeros(self.num_envs), dones, infos
+        outcomes = self._driver.advance([*steps, *starts])
         ended_by_model = []  # these environments themselves would go on
         for env, outcome in enumerate(outcomes[: self.num_envs]):
             infos[env].update(outcome.info)
@@ -237,7 +266,11 @@ class VecRobometerReward(VecEnvWrapper):
     def _begin(
         self, envs: Sequence[int], infos: Sequence[dict[str, Any]], tasks: Sequence[str]
     ) -> None:
-        outcomes = self.tracker.advance(self._starts(envs, infos, tasks))
+        starts = self._starts(envs, infos, tasks)
+        if self.owed is not None:
+            self.owed.append(starts, is_step=False)
+            return
+        outcomes = self._driver.advance(starts)
         for env, outcome in zip(envs, outcomes, strict=True):
             self.reset_infos[env].update(outcome.info)
 
@@ -261,7 +294,9 @@ class VecRobometerReward(VecEnvWrapper):
 
     def close(self) -> None:
         """End all episodes and close the environments; no worker stays behind."""
-        self.tracker.close()
+        self._driver.close()
+        if self.owed is not None:
+            self.owed.close()
         close_workers(self.venv, super().close)
 
 
@@ -309,6 +344,7 @@ def make_robometer_vec_env(
     vec_env_kwargs: dict[str, Any] | None = None,
     wrapper_class: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None,
     monitor_file: str | None = None,
+    late: bool = False,
     **settings: Unpack[RewardOptions],
 ) -> VecMonitor:
     """Make a VecEnv for Stable-Baselines3 with model rewards, every wrapper in its place.
@@ -328,7 +364,8 @@ def make_robometer_vec_env(
         vec_env_cls: DummyVecEnv steps them one after the other, SubprocVecEnv in processes.
         vec_env_kwargs: for `vec_env_cls`: `start_method`.
         wrapper_class: applied to each environment.
-        monitor_file: file to which `VecMonitor` logs episodes, or None.
+        monitor_file: file in which `VecMonitor` logs episodes, or None.
+        late: see `VecRobometerReward`.
         **settings: see `robometer_gym.tracking.settings.RewardSettings`.
 
     Raises:
@@ -368,7 +405,7 @@ def make_robometer_vec_env(
         ) from error
     try:
         venv.seed(seed)
-        rewarded = VecRobometerReward(venv, task, reward_model, **settings)
+        rewarded = VecRobometerReward(venv, task, reward_model, late=late, **settings)
     except BaseException:
         venv.close()
         raise

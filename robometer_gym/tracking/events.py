@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "Listener",
     "Outcome",
+    "Response",
     "Settled",
     "Start",
     "Step",
@@ -77,6 +78,13 @@ class Outcome(NamedTuple):
     reward: float
     terminated: bool
     info: dict[str, Any]
+
+
+class Response(NamedTuple):
+    """The response of a reward model: predictions, or the exception it raised; and its seconds."""
+
+    answer: Sequence[Prediction] | Exception
+    seconds: float
 
 
 class Settled(NamedTuple):

@@ -52,6 +52,9 @@ class RewardOptions(TypedDict, total=False):
     terminate_on_success: bool
     camera: Camera | Mapping[str, Camera]
     frame_size: int | None
+    background: bool
+    max_wait: float
+    timeout: float
     max_black_frames: int | None
     on_error: OnError
 
@@ -88,6 +91,11 @@ class RewardSettings:
             of these, name to camera: then one prediction is made per camera and the mean counts.
         frame_size: frames are shrunk so that their shortest edge is this many pixels; never
             enlarged. 240 is what the checkpoint was trained on. None keeps the source's size.
+        background: predict in a thread, and let the environment go on. Rewards arrive some steps
+            late; see `robometer_gym.tracking.background.BackgroundPredictions`.
+        max_wait: with `background`, seconds that a step waits for its own prediction, >= 0.
+        timeout: with `background`, seconds that the end of an episode waits for everything that is
+            owed, >= 0; then `on_error` decides.
         max_black_frames: a camera whose first frames are entirely black is refused after this many
             of them: its renderer is probably broken. Other black frames go to the model, with one
             warning. 1 refuses a black first frame; None never refuses.
@@ -121,6 +129,9 @@ class RewardSettings:
     terminate_on_success: bool = True
     camera: Camera | Mapping[str, Camera] = "render"
     frame_size: int | None = 240
+    background: bool = False
+    max_wait: float = 0.0
+    timeout: float = 60.0
     max_black_frames: int | None = 10
     on_error: OnError = "raise"
 
@@ -130,19 +141,28 @@ class RewardSettings:
         for name in ("frame_size", "max_black_frames"):
             if getattr(self, name) is not None:
                 self._check_count(name)
-        for name in ("gamma", "scale", "success_threshold", "success_bonus"):
+        for name in (
+            "gamma",
+            "scale",
+            "success_threshold",
+            "success_bonus",
+            "max_wait",
+            "timeout",
+        ):
             self._check_number(name)
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma must be in [0, 1], got {self.gamma!r}.")
+        for name in ("max_wait", "timeout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be seconds >= 0, got {getattr(self, name)!r}.")
         for name, choices in (("mode", Mode), ("signal", Signal), ("on_error", OnError)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}."
                 )
-        if not isinstance(self.terminate_on_success, bool):
-            raise TypeError(
-                f"terminate_on_success must be True or False, got {self.terminate_on_success!r}."
-            )
+        for name in ("terminate_on_success", "background"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         self._check_camera()
         self.new_history()
         self.new_detector()

@@ -9,68 +9,36 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from robometer_gym.reward_model import (
     CheckpointError,
     Clip,
-    Frame,
     Prediction,
     ReleasesStreams,
     RewardModel,
     RewardModelError,
     check_prediction,
     check_prediction_list,
+    check_predictions,
 )
 from robometer_gym.tracking import shaping
-from robometer_gym.tracking.events import Event, Listener, Outcome, Settled, Start, Step, Stream
+from robometer_gym.tracking.episode import Episode, MeanPrediction, mean_prediction
+from robometer_gym.tracking.events import (
+    Event,
+    Listener,
+    Outcome,
+    Response,
+    Settled,
+    Start,
+    Step,
+)
 from robometer_gym.tracking.settings import RewardSettings
 
-__all__ = ["EpisodeTracker", "Pending", "find_tracker"]
+__all__ = ["EpisodeTracker", "Pending"]
 
 logger = logging.getLogger(__name__)
-
-
-class _MeanPrediction(NamedTuple):
-    """The newest frame's prediction, averaged over all cameras."""
-
-    progress: float
-    success: float
-
-
-class _Episode:
-    """State of one episode of one environment."""
-
-    def __init__(
-        self,
-        settings: RewardSettings,
-        start: Start,
-        number: int = -1,
-        reports_success: bool = False,
-    ) -> None:
-        self.number = number
-        self.task = start.task
-        self.reports_success = reports_success  # for the env's whole life: some report it only late
-        self.running = False
-        self.steps = 0
-        self.latest: _MeanPrediction | None = None
-        self.detector = settings.new_detector()
-        self.start: Settled | None = None  # kept until the first step is settled
-        self.histories = {camera: settings.new_history() for camera in start.frames}
-        self.streams = {camera: Stream(start.env, number, camera) for camera in start.frames}
-        self.append(start.frames)
-
-    def append(self, frames: Mapping[str, Frame]) -> None:
-        for camera, frame in frames.items():
-            self.histories[camera].append(frame, self.steps)
-
-    def clips(self) -> list[Clip]:
-        clips = []
-        for camera, history in self.histories.items():
-            frames, steps = history.window()
-            clips.append(Clip(frames, self.task, self.streams[camera], steps))
-        return clips
 
 
 class Pending(NamedTuple):
@@ -84,8 +52,8 @@ class Pending(NamedTuple):
     clips: list[Clip]
     events: Sequence[Event]
     clips_by_event: Sequence[Sequence[Clip]]
-    episodes: Sequence[_Episode]
-    replaced: Sequence[_Episode]
+    episodes: Sequence[Episode]
+    replaced: Sequence[Episode]
 
 
 class EpisodeTracker:
@@ -121,7 +89,7 @@ class EpisodeTracker:
         """How many predictions have failed since the tracker was made."""
         self.listeners: list[Listener] = []
         """Called with every settled batch of events, in order."""
-        self._episodes = [_Episode(settings, Start(env, "", {})) for env in range(num_envs)]
+        self._episodes = [Episode(settings, Start(env, "", {})) for env in range(num_envs)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out listeners: they would take a copy's episodes for those of the original."""
@@ -195,19 +163,37 @@ class EpisodeTracker:
         pending = self.observe(events)
         if not pending.clips:
             return self.settle(pending, [])
-        started = time.perf_counter()
-        answer: Sequence[Prediction] | Exception
         try:
-            answer = self.reward_model.predict(pending.clips)
-        except CheckpointError:
-            self.discard(pending)
-            raise  # a model that cannot be loaded is no failed prediction
-        except Exception as error:
-            answer = error
+            response = self.predict(pending.clips)
         except BaseException:
             self.discard(pending)
             raise
-        return self.settle(pending, answer, time.perf_counter() - started)
+        return self.settle(pending, *response)
+
+    def predict(self, clips: Sequence[Clip]) -> Response:
+        """Predict for observed clips, in one batch.
+
+        Returns:
+            The predictions, or, unless `on_error` is "raise", the exception that `settle` counts;
+            and the seconds that it took.
+
+        Raises:
+            RewardModelError: a response of the model that is no prediction, where `on_error` is
+                "raise".
+            Exception: whatever the model raises, likewise; a checkpoint that cannot be loaded is
+                no failed prediction, and raises in any case.
+        """
+        started = time.perf_counter()
+        strict = self.settings.on_error == "raise"
+        answer: Sequence[Prediction] | Exception
+        try:
+            answer = self.reward_model.predict(clips)
+            (check_predictions if strict else check_prediction_list)(clips, answer)
+        except Exception as error:
+            if strict or isinstance(error, CheckpointError):
+                raise
+            answer = error
+        return Response(answer, time.perf_counter() - started)
 
     def observe(self, events: Sequence[Event]) -> Pending:
         """Take events, and return the clips to predict for them.
@@ -226,13 +212,12 @@ class EpisodeTracker:
             clips: Sequence[Clip] = ()
             if isinstance(event, Start):
                 replaced.append(episode)
-                episode = _Episode(
-                    self.settings, event, episode.number + 1, episode.reports_success
-                )
+                episode = Episode(self.settings, event, episode.number + 1, episode.reports_success)
                 self._episodes[event.env] = episode
                 episode.running = True
             else:
                 episode.steps += 1
+                episode.start = None
                 episode.reports_success |= event.true_success is not None
                 episode.running = not (event.terminated or event.truncated)
                 if event.frames is not None:
@@ -249,6 +234,8 @@ class EpisodeTracker:
         pending: Pending,
         answer: Sequence[Prediction] | Exception,
         seconds: float = 0.0,
+        *,
+        newest: bool = True,
     ) -> list[Outcome]:
         """Compute the outcome of observed events from their predictions.
 
@@ -257,6 +244,9 @@ class EpisodeTracker:
             answer: one prediction for each of `pending.clips`, or the exception that the model
                 raised.
             seconds: how long the model took, for listeners.
+            newest: whether these are the latest events that were observed. A success that is
+                detected in older ones ends the episode when the newest are settled, because the
+                environment has moved on.
 
         Returns:
             The outcome of each event, in order.
@@ -280,12 +270,13 @@ class EpisodeTracker:
         for event, episode, checked in zip(
             pending.events, pending.episodes, predictions, strict=True
         ):
-            mean = _mean(checked) if checked else None
+            mean = mean_prediction(checked) if checked else None
             if isinstance(event, Start):
                 outcomes.append(Outcome(0.0, False, self._begin(episode, mean)))
             else:
-                outcomes.append(self._compute_outcome(event, episode, mean))
-        self._notify(pending, outcomes, predictions, seconds)
+                outcomes.append(self._compute_outcome(event, episode, mean, newest))
+        if self.listeners or pending.replaced:
+            self._notify(pending, outcomes, predictions, seconds)
         return outcomes
 
     def _notify(
@@ -304,11 +295,8 @@ class EpisodeTracker:
             predictions,
             strict=True,
         ):
-            starts = isinstance(event, Start)
-            episode.start = None
-            if starts or self.listeners:
-                settled.append(Settled(event, outcome, episode.number, clips, checked))
-            if starts and episode.running:
+            settled.append(Settled(event, outcome, episode.number, clips, checked))
+            if isinstance(event, Start) and episode.running and not episode.steps:
                 episode.start = settled[-1]
         for listener in list(self.listeners):
             listener(settled, seconds)
@@ -371,14 +359,14 @@ class EpisodeTracker:
             error,
         )
 
-    def _begin(self, episode: _Episode, baseline: _MeanPrediction | None) -> dict[str, Any]:
+    def _begin(self, episode: Episode, baseline: MeanPrediction | None) -> dict[str, Any]:
         """Take the baseline; return the infos of the reset."""
         episode.latest = baseline
         episode.detector.clear(first=baseline.success if baseline else None)
         return self._info(episode, predicted=baseline is not None)
 
     def _compute_outcome(
-        self, step: Step, episode: _Episode, prediction: _MeanPrediction | None
+        self, step: Step, episode: Episode, prediction: MeanPrediction | None, newest: bool
     ) -> Outcome:
         settings = self.settings
         before, newly_detected = episode.latest, False
@@ -387,7 +375,9 @@ class EpisodeTracker:
                 prediction.success
             )
             episode.latest = prediction
-        terminated = step.terminated or (newly_detected and settings.terminate_on_success)
+        terminated = step.terminated or (
+            episode.detector.fired and settings.terminate_on_success and newest
+        )
         bonus = settings.success_bonus if newly_detected else 0.0
         after = episode.latest
         failed = step.frames is not None and prediction is None
@@ -410,7 +400,15 @@ class EpisodeTracker:
             self._release(episode)
         return Outcome(reward, terminated, info)
 
-    def _info(self, episode: _Episode, *, predicted: bool) -> dict[str, Any]:
+    def detected(self, env: int) -> bool:
+        """Return whether success was detected in the running episode of `env`."""
+        return self._episodes[env].running and self._episodes[env].detector.fired
+
+    def info(self, env: int) -> dict[str, Any]:
+        """Return the infos of a step of `env` at which no prediction has arrived."""
+        return self._info(self._episodes[env], predicted=False)
+
+    def _info(self, episode: Episode, *, predicted: bool) -> dict[str, Any]:
         known = episode.latest
         info = {
             "robometer/progress": known.progress if known else math.nan,
@@ -422,7 +420,7 @@ class EpisodeTracker:
             info["robometer/errors"] = self.errors
         return info
 
-    def _release(self, episode: _Episode) -> None:
+    def _release(self, episode: Episode) -> None:
         """End an episode, and let a model that keeps its streams release them."""
         episode.running = False
         episode.start = None
@@ -433,30 +431,3 @@ class EpisodeTracker:
                     self.reward_model.release(stream)
                 except Exception as error:  # nothing depends on it, least of all the last reward
                     logger.warning("The reward model could not release %s: %s", stream, error)
-
-
-def _mean(predictions: Sequence[Prediction]) -> _MeanPrediction:
-    count = len(predictions)
-    return _MeanPrediction(
-        sum(float(p.progress[-1]) for p in predictions) / count,
-        sum(float(p.success[-1]) for p in predictions) / count,
-    )
-
-
-def find_tracker(env: object) -> EpisodeTracker | None:
-    """Return the tracker of the reward wrapper in a stack of wrappers; None where there is none.
-
-    Args:
-        env: an environment of Gymnasium or Stable-Baselines3, scalar or vector.
-    """
-    layers: Iterator[object] = unwrap(env)
-    trackers = (getattr(layer, "__dict__", {}).get("tracker") for layer in layers)
-    return next((found for found in trackers if isinstance(found, EpisodeTracker)), None)
-
-
-def unwrap(env: object) -> Iterator[object]:
-    """Yield an environment and everything that it wraps, the outermost first."""
-    while env is not None:
-        yield env
-        inside = getattr(env, "__dict__", {})  # an environment's own `env` may be anything
-        env = inside.get("env", inside.get("venv"))

@@ -5,12 +5,13 @@ Knows nothing of weights, of losses or of the Trainer's loop.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from transformers import TrainingArguments
 
 from robometer_gym.models.robometer.network.processor import Encoded, RobometerProcessor
@@ -45,6 +46,8 @@ class NumberedExamples(Dataset[PreferencePair | LabeledClip]):
         return self._length
 
     def __getitem__(self, number: int) -> PreferencePair | LabeledClip:
+        if get_worker_info():  # Ctrl-C reaches workers too; the main process ends them
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         batch_rng = np.random.default_rng([self._seed, number // self._batch_size])
         compare = self._sampler.draw_kind(batch_rng)
         return self._sampler.draw(np.random.default_rng([self._seed, number, 1]), compare=compare)

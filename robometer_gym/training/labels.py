@@ -68,8 +68,14 @@ def label_frames(
         min_success: the progress from which an incomplete frame is not trained as a failure; 0.5
             in the released training. 1.0 suits data whose success is exact to the frame.
 
-    Source: robometer/data/datasets/helpers.py:93-130 and 490-640, and
-    robometer/data/collators/rbm_heads.py:45-92 at c7f38e2.
+    The released training labels an episode with a partial success below 1 differently. Its
+    progress is trained only if the episode is called successful or comes from RoboReward. Called
+    successful, its frames are labeled by their progress like those of any success: a partial
+    success between `min_success` and the cutoff is not trained as a failure, and one at the cutoff
+    is a success. Frames that repeat the last one as padding are not trained.
+
+    Source: robometer/data/datasets/helpers.py:93-130 and 490-640, robometer/data/samplers/base.py,
+    and robometer/data/collators/rbm_heads.py:45-92 at c7f38e2.
 
     Example:
         >>> from robometer_gym.data import Episode

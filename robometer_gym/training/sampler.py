@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 
 from robometer_gym.data.episodes import OUTCOMES, Episode
 from robometer_gym.reward_model import Clip
-from robometer_gym.training.augmentation import sample_order, subsample, success_index
+from robometer_gym.training.augmentation import (
+    forward,
+    sample_order,
+    subsample,
+    success_index,
+)
 from robometer_gym.training.labels import Labels, SuccessRule, label_frames
 from robometer_gym.training.preferences import (
     TaskEpisodes,
@@ -76,8 +81,19 @@ class SamplingSettings:
         clip_ratios: how often a clip plays "forward", "rewind" or "reverse", or is shown with the
             instruction of a "different_task"; this only for successful episodes, because a failed
             one may have done another task. An episode with a partial success is shown whole.
+        independent_stretches: whether the better clip of a "rewind" or "reverse" pair is a stretch
+            of its own, as in the released training. Then the better clip of about one rewind pair
+            in seven (for an episode of 20 frames) ends at an earlier frame than the worse one.
         success_rule: see `label_frames`.
         min_success: see `label_frames`.
+
+    The released training differs in three more ways, for which there is no setting. The better
+    clip of a "different_expertise" pair is a random stretch if the pair was drawn for the
+    successful episode. A suboptimal episode is not paired with a failed one unless both have a
+    partial success. And stretches are drawn without regard to success, also beyond the cutoff, see
+    `sample_order`.
+
+    Source: robometer/data/samplers/base.py and pref.py at c7f38e2.
 
     Raises:
         ValueError: a number outside its range, an unknown rule, or ratios with other names, that
@@ -93,6 +109,7 @@ class SamplingSettings:
     preference_share: float = 1.0
     pair_ratios: Ratios = field(default_factory=lambda: dict.fromkeys(PAIR_MODES, 1.0))
     clip_ratios: Ratios = field(default_factory=lambda: dict.fromkeys(CLIP_MODES, 1.0))
+    independent_stretches: bool = False
     success_rule: SuccessRule = "done"
     min_success: float = 0.5
 
@@ -216,9 +233,12 @@ class Sampler:
     def _draw_pair(self, index: int, rng: np.random.Generator) -> PreferencePair:
         episode, mode = self.episodes[index], _choose(self._pair_modes(index), rng)
         if mode in ("rewind", "reverse"):
-            # Both show one stretch, so that one of them surely ends with more progress.
             order = sample_order(mode, episode, rng)
-            better = self._label_clip(episode, range(min(order), max(order) + 1))
+            # Both show one stretch, so that one of them surely ends with more progress.
+            stretch: Sequence[int] = range(min(order), max(order) + 1)
+            if self.settings.independent_stretches:
+                stretch = forward(len(episode), rng)
+            better = self._label_clip(episode, stretch)
             worse = self._label_clip(episode, order)
         elif mode == "different_task":
             other = self._draw_other_task(episode.task, rng)

@@ -7,11 +7,10 @@ Chooses the trained weights and the Trainer's arguments. Knows nothing of how ex
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,10 @@ from robometer_gym.data.episodes import Episode
 from robometer_gym.models.robometer.network.modeling import RobometerModel
 from robometer_gym.models.robometer.network.processor import RobometerProcessor
 from robometer_gym.models.robometer.predictor import RobometerRewardModel
+from robometer_gym.training.arguments import training_arguments
 from robometer_gym.training.batches import Batch, Collator, NumberedExamples
+from robometer_gym.training.checkpoints import StopOnInterrupt, find_checkpoint, run_settings
+from robometer_gym.training.held_out import score_episodes, split_episodes
 from robometer_gym.training.losses import LossWeights, robometer_loss
 from robometer_gym.training.sampler import Sampler, SamplingSettings
 from robometer_gym.validation import MissingDependencyError
@@ -37,8 +39,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["LORA", "RobometerTrainer", "prepare_model", "train", "training_arguments"]
-
-logger = logging.getLogger(__name__)
 
 LORA = LoraConfig(
     r=32,
@@ -63,6 +63,7 @@ def train(
     train_vision: bool = False,
     sampling: SamplingSettings | None = None,
     weights: LossWeights | None = None,
+    eval_share: float = 0.0,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
@@ -76,14 +77,17 @@ def train(
         model: a hub id, a folder, "demo", or a loaded model, which is changed in place.
         episodes: the training data.
         out: the folder for the result, as `from_pretrained` reads it, with the Trainer's log in
-            `losses.json`. The Trainer's checkpoints are in `out/checkpoints`.
+            `losses.json` and, with `eval_share`, the scores in `evaluation.json`. The Trainer's
+            checkpoints are in `out/checkpoints`.
         processor: see `RobometerRewardModel.from_pretrained`.
         lora: adapters, merged into the weights at the end; None trains the language model in full.
         train_vision: whether to train the vision tower too, in full. It is frozen otherwise.
         sampling: which examples are drawn from the episodes.
         weights: of the three parts of the objective.
-        resume: continue from the last checkpoint in `out/checkpoints`. With all other arguments
-            unchanged, the losses are those of an uninterrupted run.
+        eval_share: the share of the episodes, of each task and outcome, that is held out of the
+            training and scored before and after it, see `HeldOutScores`.
+        resume: continue from the last checkpoint in `out/checkpoints`, with all other arguments
+            unchanged. The losses are those of an uninterrupted run.
         callbacks: passed to transformers' Trainer.
         **arguments: of transformers.TrainingArguments, see `training_arguments` for our defaults.
 
@@ -91,10 +95,14 @@ def train(
         The trained model, ready to predict.
 
     Raises:
-        ValueError: `out` holds checkpoints and `resume` is False; the episodes make no example;
-            max_steps is not above 0; or the model is quantized.
+        ValueError: `out` holds checkpoints, and `resume` is False or another argument has changed;
+            the episodes make no example; an argument cannot be used here; or the model is
+            quantized.
         CheckpointError: the model cannot be loaded.
         FloatingPointError: the loss has become infinite or NaN.
+        KeyboardInterrupt: Ctrl-C. The first one ends the step, saves a checkpoint for `resume` and
+            writes `losses.json`; a second one stops at once. (In several processes, any stops at
+            once.)
 
     Example:
         >>> import tempfile
@@ -113,87 +121,96 @@ def train(
         {'loss': ...}
         ['model.safetensors']
     """
-    sampler = Sampler(episodes, sampling)  # fails before the model is loaded
-    out = Path(out)
-    checkpoint = _last_checkpoint(out / "checkpoints", resume)
+    if "output_dir" in arguments:
+        raise ValueError("output_dir cannot be used here: checkpoints go to out/checkpoints.")
+    out, sampling, weights = Path(out), sampling or SamplingSettings(), weights or LossWeights()
     settings = training_arguments(out / "checkpoints", **arguments)
-    if not isinstance(model, RobometerRewardModel):
-        # On the CPU: the Trainer chooses this process's GPU. Weights that are trained in full are
-        # float32: an update of 2e-5 would vanish in the rounding of bfloat16.
+    episodes, held_out = split_episodes(episodes, eval_share, settings.seed)
+    sampler = Sampler(episodes, sampling)  # fails before the model is loaded
+    fixed = run_settings(
+        settings,
+        model=None if isinstance(model, RobometerRewardModel) else os.fspath(model),
+        lora=_given_fields(lora) if lora else None,
+        train_vision=train_vision,
+        sampling=asdict(sampling),
+        weights=asdict(weights),
+        eval_share=eval_share,
+    )
+    checkpoint = find_checkpoint(out / "checkpoints", fixed, resume=resume)
+    if isinstance(model, RobometerRewardModel):
+        model.forget()  # the fast engine shares memory between weights
+    else:
+        # On the CPU: the Trainer chooses this process's GPU.
         dtype = torch.bfloat16 if lora and settings.bf16 else torch.float32
         model = RobometerRewardModel.from_pretrained(
             model, device="cpu", dtype=dtype, processor=processor
         )
     set_seed(settings.seed)  # adapters are initialized at random
+    network: Any = prepare_model(model.model, lora=lora, train_vision=train_vision)
     trainer = RobometerTrainer(
-        prepare_model(model.model, lora=lora, train_vision=train_vision),
-        model.processor,
-        sampler,
-        settings,
-        weights=weights,
-        callbacks=list(callbacks),
+        network, model.processor, sampler, settings, weights=weights, callbacks=list(callbacks)
     )
-    if settings.bf16:  # a large model: recompute activations instead of keeping them
-        trainer.model.gradient_checkpointing_enable()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    network = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(network, PeftModel):
-        network = network.merge_and_unload()
-    trained = RobometerRewardModel(network, model.processor, model.config)
+    scores = {}
+    if held_out and trainer.is_world_process_zero():
+        untrained = RobometerRewardModel(network, model.processor, model.config, engine="eager")
+        scores["before"] = score_episodes(untrained, held_out, sampling)
+    _run(trainer, checkpoint, out)
+    trained = RobometerRewardModel(_merge_adapters(trainer), model.processor, model.config)
     if trainer.is_world_process_zero():
         trained.save_pretrained(out)
-        (out / "losses.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+        if held_out:
+            scores["after"] = score_episodes(trained, held_out, sampling)
+            figures = {moment: asdict(values) for moment, values in scores.items()}
+            _write_json(out / "evaluation.json", {"episodes": len(held_out), **figures})
     return trained
 
 
-def training_arguments(output_dir: str | os.PathLike[str], **changes: Any) -> TrainingArguments:
-    """Return transformers' arguments with the authors' values as defaults.
+def _given_fields(lora: LoraConfig) -> dict[str, Any]:
+    given = {name: value for name, value in vars(lora).items() if name != "peft_version"}
+    return {name: value for name, value in given.items() if value is not None}
 
-    AdamW at 2e-5 with weight decay 0.01, warm-up over a tenth of the steps followed by a cosine,
-    gradients clipped at 10, seed 42; 1000 steps of 8 examples each, as in their recipe for
-    fine-tuning. bfloat16 on a GPU.
 
-    Args:
-        output_dir: the folder for checkpoints and logs.
-        **changes: any of transformers.TrainingArguments; they override the defaults.
-
-    Source: configs/config.yaml and FINETUNE_ROBOMETER.md at c7f38e2.
-    """
-    gpu = torch.cuda.is_available() and not changes.get("use_cpu", False)
-    steps = changes.get("max_steps", 1000)
-    if steps < 1:
-        raise ValueError(
-            f"max_steps must be >= 1, got {steps!r}. Examples are drawn at random, without epochs."
+def _run(trainer: RobometerTrainer, checkpoint: str | None, out: Path) -> None:
+    """Train to the end or to a Ctrl-C, and write the log in either case."""
+    interrupt = StopOnInterrupt()
+    trainer.add_callback(interrupt)
+    try:
+        with interrupt.installed(trainer.args):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        if trainer.is_world_process_zero():
+            _write_json(out / "losses.json", trainer.state.log_history)
+    if interrupt.interrupted and trainer.state.global_step < trainer.args.max_steps:
+        raise KeyboardInterrupt(
+            f"Interrupted after step {trainer.state.global_step} of {trainer.args.max_steps}, and "
+            f"saved in {out / 'checkpoints'}. Continue with resume=True (--resume)."
         )
-    defaults = {
-        "max_steps": steps,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 2e-5,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": round(0.1 * steps),
-        "weight_decay": 0.01,
-        "max_grad_norm": 10.0,
-        "seed": 42,
-        "bf16": gpu,
-        "dataloader_num_workers": 4 if gpu else 0,
-        "dataloader_pin_memory": gpu,
-        "ddp_find_unused_parameters": False,  # every head is in every batch's graph
-        "logging_steps": min(10, max(1, steps // 20)),
-        "save_steps": 100,
-        "save_total_limit": 2,
-        "report_to": ["tensorboard"] if find_spec("tensorboard") else [],
-    }
-    fixed = {"remove_unused_columns": False}  # an example has no columns
-    return TrainingArguments(output_dir=os.fspath(output_dir), **defaults | changes | fixed)
+
+
+def _merge_adapters(trainer: RobometerTrainer) -> RobometerModel:
+    """Return the trained network with adapters merged, its backbone in one dtype."""
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    vision, language = network.backbone.visual, network.backbone.get_input_embeddings()
+    dtype = torch.promote_types(next(vision.parameters()).dtype, language.weight.dtype)
+    for parameter in network.backbone.parameters():  # one part may be trained, the other frozen
+        parameter.data = parameter.data.to(dtype)
+    merged: RobometerModel = (
+        network.merge_and_unload() if isinstance(network, PeftModel) else network
+    )
+    return merged
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def prepare_model(
     model: RobometerModel, *, lora: LoraConfig | None, train_vision: bool
 ) -> nn.Module:
-    """Mark the trained weights and add adapters.
+    """Mark the trained weights, convert them to float32, and add adapters.
 
     Without LoRA the language model and the heads are trained; with LoRA the adapters and the heads.
-    The vision tower is trained only with `train_vision`.
+    The vision tower is trained only with `train_vision`. Frozen weights keep their dtype.
 
     Raises:
         ValueError: the model is quantized.
@@ -207,6 +224,9 @@ def prepare_model(
     model.requires_grad_(True)
     prepared: nn.Module = get_peft_model(model, lora) if lora else model
     model.backbone.visual.requires_grad_(train_vision)
+    for parameter in prepared.parameters():
+        if parameter.requires_grad:  # most updates of 2e-5 vanish in the rounding of bfloat16
+            parameter.data = parameter.data.float()
     return prepared
 
 
@@ -289,19 +309,3 @@ class RobometerTrainer(Trainer):  # type: ignore[misc]
             logs |= {name: round(value.item(), 4) for name, value in parts.items()}
             self._parts.clear()
         super().log(logs, *args, **kwargs)
-
-
-def _last_checkpoint(folder: Path, resume: bool) -> str | None:
-    # The state is written last: a checkpoint without it is incomplete.
-    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
-    last = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
-    if last and not resume:
-        raise ValueError(
-            f"{folder} holds the checkpoints of another run. Continue it with resume=True "
-            "(--resume), or choose another folder."
-        )
-    if resume and not last:
-        logger.warning(
-            "There is no checkpoint in %s yet: training starts from the beginning.", folder
-        )
-    return os.fspath(last) if last else None

@@ -23,13 +23,15 @@ from robometer_gym.models.loading import (
     RewardModelLike,
     is_name,
 )
+from robometer_gym.tracking.background import make_driver
 from robometer_gym.tracking.events import Start, Step, read_reward, read_true_success
 from robometer_gym.tracking.settings import (
     RewardOptions,
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
+from robometer_gym.tracking.stack import find_tracker
+from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task
 from robometer_gym.wrappers.cameras import Cameras
 from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward, refuse_monitor
@@ -132,6 +134,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         self._reward_model = model
         self.tracker = EpisodeTracker(chosen, model)
         """Follows the episode; `RecordTraces` and other listeners attach to it."""
+        self._driver = make_driver(self.tracker)
         self._unscored_steps = 0  # since the latest prediction
         self._warned_of_cut = False
 
@@ -164,7 +167,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         self._reward_model.load()  # before the first frame is drawn
         observation, info = self.env.reset(seed=seed, options=options)
         frames = self._cameras.read(self.env, observation)
-        (outcome,) = self.tracker.advance([Start(0, task, frames)])
+        (outcome,) = self._driver.advance([Start(0, task, frames)])
         return observation, {**info, **outcome.info}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -189,7 +192,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
         except BaseException:
             self.tracker.end(0)  # this step is missing: the window no longer fits the episode
             raise
-        (outcome,) = self.tracker.advance([step])
+        (outcome,) = self._driver.advance([step])
         self._unscored_steps = 0 if due else self._unscored_steps + 1
         return (
             observation,
@@ -213,7 +216,7 @@ class RobometerRewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorA
 
     def close(self) -> None:
         """End the episode and close the environment."""
-        self.tracker.close()
+        self._driver.close()
         super().close()
 
 

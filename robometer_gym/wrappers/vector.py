@@ -24,13 +24,15 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel, RewardModelLike
+from robometer_gym.tracking.background import make_driver
 from robometer_gym.tracking.events import Event, Step
 from robometer_gym.tracking.settings import (
     RewardOptions,
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.tracker import EpisodeTracker, find_tracker
+from robometer_gym.tracking.stack import find_tracker
+from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task, check_tasks
 from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward
 from robometer_gym.wrappers.frame_capture import (
@@ -132,6 +134,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         self._reward_model = LazyRewardModel.of(reward_model)
         self.tracker = EpisodeTracker(chosen, self._reward_model, env.num_envs)
         """Follows the episodes; `RecordTraces` and other listeners attach to it."""
+        self._driver = make_driver(self.tracker)
         super().__init__(env)
         self._core: Any = env.unwrapped
         self._captures = CaptureReader()
@@ -226,7 +229,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
             self._captures.event(env, capture, tasks[env])
             for env, capture in take_captures(infos).items()
         ]
-        outcomes = self.tracker.advance(starts)
+        outcomes = self._driver.advance(starts)
         updates = [(start.env, o.info) for start, o in zip(starts, outcomes, strict=True)]
         merge_env_infos(infos, updates, self.num_envs)
         return observations, infos
@@ -241,7 +244,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
         events = self._final_events(final_info, ends)
         num_final = len(events)
         events += self._current_events(infos, rewards.tolist(), ends)
-        outcomes = self.tracker.advance(events)
+        outcomes = self._driver.advance(events)
         ended_by_model = []  # these sub-environments themselves would go on
         for event, outcome in zip(events, outcomes, strict=True):
             if isinstance(event, Step):
@@ -303,7 +306,7 @@ class RobometerVectorRewardWrapper(_VectorWrapper):
 
     def close(self, **kwargs: Any) -> None:
         """End all episodes and close the environments; no worker stays behind."""
-        self.tracker.close()
+        self._driver.close()
         close_workers(self._core, partial(super().close, **kwargs))
 
 

@@ -1,9 +1,27 @@
 """robometer-gym train: from recorded episodes to a checkpoint."""
 
+import json
+from functools import partial
+
+import pytest
+
+import robometer_gym.training
 from robometer_gym import RobometerRewardModel
 from robometer_gym.cli.main import main
 from robometer_gym.data import EpisodeWriter
 from robometer_gym.envs.scripted_episodes import Script, make_scripted_episode
+from tests.training.quick_runs import PressCtrlC, logged
+
+
+@pytest.fixture
+def rollouts(tmp_path):
+    """Eight recorded episodes of three outcomes, one task."""
+    writer = EpisodeWriter(tmp_path / "rollouts")
+    scripts: list[Script] = ["expert", "stops", "wanders"]
+    for seed in (0, 3, 6, 9):  # the task follows from the seed
+        for script in scripts:
+            writer.write(make_scripted_episode(script, seed), fps=20)
+    return tmp_path / "rollouts"
 
 
 def test_train_on_recorded_rollouts_from_end_to_end(tmp_path, capsys):
@@ -30,3 +48,46 @@ def test_a_folder_without_episodes_is_refused(tmp_path, capsys):
     """A wrong path would be found after the model had been downloaded."""
     assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "episodes.jsonl" in capsys.readouterr().err
+
+
+def test_options_reach_the_training_and_scores_are_printed(rollouts, tmp_path, capsys):
+    """A user would see whether the model got better only by another command, or not at all."""
+    out = tmp_path / "out"
+    data = ["train", "--data", str(rollouts), "--model", "demo", "--out", str(out)]
+    size = ["--steps", "2", "--batch-size", "2", "--gradient-accumulation", "2"]
+    more = ["--lora-rank", "4", "--warmup-steps", "1", "--report-to", "none", "--eval-share", "0.5"]
+    assert main([*data, *size, *more]) == 0
+    recorded = json.loads((out / "checkpoints" / "run.json").read_text())
+    assert (recorded["lora"]["r"], recorded["lora"]["lora_alpha"]) == (4, 8)
+    assert (recorded["gradient_accumulation_steps"], recorded["warmup_steps"]) == (2, 1)
+    assert not (out / "checkpoints" / "runs").exists()  # TensorBoard's folder
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"{evaluation['episodes']} held-out episodes" in printed
+    (row,) = (line for line in printed.splitlines() if line.startswith("preference accuracy"))
+    expected = [evaluation[moment]["preference_accuracy"] for moment in ("before", "after")]
+    assert row.split()[-2:] == [f"{value:.2f}" for value in expected]
+
+
+def test_full_training_has_no_rank(rollouts, tmp_path, capsys):
+    """A rank would be accepted and ignored."""
+    with pytest.raises(SystemExit):
+        main(["train", "--data", str(rollouts), "--full", "--lora-rank", "4"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_ctrl_c_plots_the_losses_and_mentions_resume(rollouts, tmp_path, capsys, monkeypatch):
+    """A user who stops a run would not know that it can continue, nor see how far it came."""
+    interrupted = partial(robometer_gym.training.train, callbacks=[PressCtrlC(2)])
+    monkeypatch.setattr(robometer_gym.training, "train", interrupted)
+    out = tmp_path / "out"
+    command = ["train", "--data", str(rollouts), "--model", "demo", "--out", str(out)]
+    command += ["--steps", "4", "--batch-size", "2"]
+    assert main(command) == 130
+    error = capsys.readouterr().err
+    assert "robometer-gym: Interrupted after step 2 of 4" in error
+    assert "--resume" in error
+    assert (out / "losses.png").stat().st_size > 5_000
+    monkeypatch.undo()
+    assert main([*command, "--resume"]) == 0
+    assert [entry["step"] for entry in logged(out)] == [1, 2, 3, 4]

@@ -30,6 +30,9 @@ DEFAULTS = {
     "terminate_on_success": True,
     "camera": "render",
     "frame_size": 240,
+    "background": False,
+    "max_wait": 0.0,
+    "timeout": 60.0,
     "max_black_frames": 10,
     "on_error": "raise",
 }

@@ -81,6 +81,24 @@ def test_rewind_and_reverse_pairs_share_one_stretch():
             assert worse.labels.progress.min() == 0.0
 
 
+def test_independent_stretches_are_those_of_the_released_training():
+    """The released pairs, some of them with the better clip behind, could not be reproduced."""
+    triples = list(combinations(range(9), 3))
+    # The better clip ends at the last of three frames, a rewind at the middle one.
+    ends = Counter((better[2], worse[1]) for better in triples for worse in triples)
+    sampling = SamplingSettings(
+        20, pair_ratios=only_modes(PAIR_MODES, "rewind"), independent_stretches=True
+    )
+    sampler, rng = Sampler([painted_episode(0, 9)], sampling), np.random.default_rng(0)
+    drawn: Counter[bool] = Counter()
+    for _ in range(1500):
+        better, worse = better_and_worse(draw_pair(sampler, rng))
+        drawn[read_pixels(better)[1][-1] < read_pixels(worse)[1][-1]] += 1
+    behind = sum(n for (one, other), n in ends.items() if one < other) / ends.total()
+    assert 0.09 < behind < 0.11
+    assert matches_shares(drawn, {True: behind, False: 1 - behind})
+
+
 def test_a_different_task_pair_shows_one_instruction():
     """The right instruction would be trained as the wrong one."""
     episodes = [

@@ -84,9 +84,16 @@ class RobometerModel(nn.Module):
             self.preference_head(preference)[:, 0],
         )
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Use less memory in training, and compute the activations of each layer twice."""
-        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Use less memory in training, and compute the activations of each layer twice.
+
+        Transformers' Trainer calls this, or `activation_checkpointing_enable` in later versions.
+        """
+        self.backbone.gradient_checkpointing_enable(**options)
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """See `gradient_checkpointing_enable`."""
+        self.backbone.activation_checkpointing_enable(**options)
 
     def _hidden_states(self, batch: Encoded) -> Tensor:
         """Return (B, L, D), in the backbone's dtype."""
@@ -96,7 +103,8 @@ class RobometerModel(nn.Module):
         ids = batch.input_ids.to(device)
         is_image = ids == self.backbone.config.image_token_id
         embeddings = self.backbone.get_input_embeddings()(ids)
-        embeddings = embeddings.masked_scatter(is_image[..., None], images.embeddings)
+        features = images.embeddings.to(embeddings.dtype)  # they differ under autocast
+        embeddings = embeddings.masked_scatter(is_image[..., None], features)
         hidden: Tensor = self.backbone.language_model(
             inputs_embeds=embeddings,
             attention_mask=batch.attention_mask.to(device),
