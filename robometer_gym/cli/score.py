@@ -67,8 +67,11 @@ def run(arguments: argparse.Namespace) -> None:
     # The model takes longest to load, so everything else is checked before.
     check_task(arguments.task)
     settings = RewardSettings(**read_setting_options(arguments, _SETTINGS))
-    video = read_video(arguments.video, frame_size=settings.frame_size)
-    fps = _FPS if arguments.fps is None and video.fps is not None else arguments.fps
+    # Arrays are read as a whole, and may have no rate; of video files only the sampled frames are.
+    is_array = arguments.video.suffix.lower() in (".npy", ".npz")
+    read_fps = _FPS if arguments.fps is None and not is_array else arguments.fps
+    video = read_video(arguments.video, fps=read_fps, frame_size=settings.frame_size)
+    fps = _FPS if read_fps is None and video.fps is not None else None
     frames = len(video.sample(fps))
     if arguments.window is None and frames > _MANY_FRAMES:
         logger.warning(
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         progress_bar=True,
     )
     print(f"{arguments.video.name}: {trace.task}")
-    print(f"{frames} of {len(video.frames)} frames, scored by {arguments.model}\n")
+    print(f"{frames} of {video.indices[-1] + 1} frames, scored by {arguments.model}\n")
     _print_scores(trace)
     files = [arguments.out / f"{arguments.video.stem}{suffix}" for suffix in (".json", ".png")]
     files[0].write_text(json.dumps(predictions_to_dict(trace), indent=2) + "\n", encoding="utf-8")

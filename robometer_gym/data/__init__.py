@@ -8,7 +8,8 @@ Needs no torch. Video files need PyAV and LeRobot datasets pyarrow, imported onl
 
 from robometer_gym.data.episodes import Episode, EpisodeWriter, read_episodes
 from robometer_gym.data.lerobot import read_lerobot
-from robometer_gym.data.video import Video, VideoFrames, read_video, sample_at_fps, write_video
+from robometer_gym.data.video import Video, read_video, sample_at_fps, write_video
+from robometer_gym.data.video_frames import VideoFrames
 
 __all__ = [
     "Episode",

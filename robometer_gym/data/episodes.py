@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from robometer_gym.data.video import VideoFrames, write_video
+from robometer_gym.data.video import write_video
+from robometer_gym.data.video_frames import VideoFrames
 from robometer_gym.tracking.window import shrink
 from robometer_gym.validation import check_task
 
@@ -37,6 +38,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """From the best to the worst."""
 
 _LIST = "episodes.jsonl"
+_MAX_LIST_BYTES = 2**28
 _REQUIRED = ("video", "task", "outcome")
 _TYPES: dict[str, tuple[type, ...]] = {
     "video": (str,),
@@ -159,7 +161,7 @@ def read_episodes(
     for number, line in tqdm(lines, desc=folder.name, unit="episode", disable=None):
         try:
             episodes.append(_read_episode(folder, line))
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             fault = f"Line {number} of {folder / _LIST} is no episode: {error}"
             if bad == "raise":
                 raise ValueError(
@@ -187,6 +189,8 @@ def _read_lines(folder: Path) -> list[tuple[int, bytes]]:
             "RecordEpisodes and EpisodeWriter write one. Read a LeRobot dataset with "
             "read_lerobot."
         )
+    if (size := (folder / _LIST).stat().st_size) > _MAX_LIST_BYTES:
+        raise ValueError(f"{folder / _LIST} has {size} bytes; at most {_MAX_LIST_BYTES} are read.")
     lines = (folder / _LIST).read_bytes().splitlines()
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -211,7 +215,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     """Return the keys of a line that are not null, after a check of the types of known keys."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"it must be JSON, got {_abbreviate(line)} ({error}).") from error
     if not isinstance(row, dict):
         raise ValueError(f"it must be a JSON object {{...}}, got {_abbreviate(line)}.")

@@ -1,38 +1,45 @@
 """LeRobot datasets of version 3.0 as episodes, read without LeRobot.
 
-Knows nothing of the hub (download a dataset first), or of actions and states. PyArrow is imported
-only when a dataset is read.
+Knows nothing of the hub (download a dataset first), of actions or states, or of the format of
+info.json and of tables.
 
 Source: src/lerobot/datasets of huggingface/lerobot at 7427f31, for the layout of the files.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
+from robometer_gym.data.decoding import read_frame_times
 from robometer_gym.data.episodes import Episode, Frames, Outcome
-from robometer_gym.data.video import VideoFrames
-from robometer_gym.validation import MissingDependencyError
+from robometer_gym.data.image_frames import ImageFrames
+from robometer_gym.data.lerobot_files import (
+    INFO,
+    SUCCESS,
+    Info,
+    choose_camera,
+    read_info,
+    read_rows,
+    read_table,
+)
+from robometer_gym.data.video_frames import VideoFrames
 
 __all__ = ["read_lerobot"]
 
 logger = logging.getLogger(__name__)
 
-_INFO = Path("meta", "info.json")
-_SUCCESS = "next.success"
+_TOLERANCE = 0.25  # of a frame, by which a frame's time may differ from the metadata
+_MAX_SECONDS = 1e7  # of a video
 
 
 def read_lerobot(
@@ -44,8 +51,11 @@ def read_lerobot(
 ) -> list[Episode]:
     """Read a LeRobot dataset of version 3.0 from a folder.
 
-    Frames are read on demand. An episode with several tasks, one after the other, gets the first
-    one, and the log counts such episodes.
+    Frames are read on demand: each is the one at its time in the video, not at its number. Each
+    file is checked once: a video must cover the episodes in it, which must not overlap, and its
+    first and last frame are decoded; a data file must have as many rows as its episodes are long.
+    An episode with several tasks, one after the other, gets the first one, and the log counts such
+    episodes.
 
     Args:
         path: the folder, with `meta`, `data` and `videos` in it.
@@ -61,8 +71,8 @@ def read_lerobot(
 
     Raises:
         FileNotFoundError: there is no such folder, or a file of `meta` is missing.
-        ValueError: another version, no such camera, an episode that cannot be read, or none that
-            can.
+        ValueError: another version, no such camera, metadata that are broken, an episode that
+            cannot be read, or none that can.
         MissingDependencyError: PyArrow or PyAV is missing.
 
     Example:
@@ -72,239 +82,220 @@ def read_lerobot(
     if bad not in ("raise", "skip"):
         raise ValueError(f"bad must be 'raise' or 'skip', got {bad!r}.")
     folder = Path(path)
-    info = _read_info(folder)
-    dataset = _Dataset(folder, info, _choose_camera(folder, info, camera))
-    rows = _read_rows(folder, dataset.row_keys())
-    episodes = []
+    info = read_info(folder)
+    camera = choose_camera(info, camera)
+    columns = _row_columns(info, camera)
+    rows = read_rows(folder, columns, every=outcome is not None)
+    dataset = _Dataset(info, camera, rows)
+    episodes, several = [], 0
     for row in tqdm(rows, desc=folder.name, unit="episode", disable=None):
         try:
-            result = dataset.outcome(row) if outcome is None else outcome(row)
-            episodes.append(Episode(dataset.frames(row), _first_task(row), result))
-        except (ValueError, FileNotFoundError) as error:
+            span = dataset.span(row)
+            result = dataset.outcome(span) if outcome is None else outcome(row)
+            episodes.append(Episode(dataset.frames(span), span.tasks[0], result))
+            several += len(span.tasks) > 1
+        except (ValueError, OSError) as error:
             fault = f"Episode {row['episode_index']} of {folder} cannot be read: {error}"
             if bad == "raise":
                 raise ValueError(f"{fault} Skip such episodes with bad='skip'.") from error
             logger.warning("Skipped. %s", fault)
-    _report(folder, rows, len(rows) - len(episodes))
-    return episodes
-
-
-def _report(folder: Path, rows: list[dict[str, Any]], skipped: int) -> None:
-    if skipped == len(rows):
+    skipped = len(rows) - len(episodes)
+    if not episodes:
         raise ValueError(f"{folder} has no episode that can be read: {skipped} were skipped.")
     if skipped:
         logger.warning("Skipped %d of the %d episodes in %s.", skipped, len(rows), folder)
-    several = sum(len(row["tasks"] or ()) > 1 for row in rows)
     if several:
         logger.warning("Took the first task of %d episodes in %s with several.", several, folder)
+    return episodes
 
 
-def _first_task(row: dict[str, Any]) -> str:
-    if not row["tasks"]:
-        raise ValueError("it has no task.")
-    return str(row["tasks"][0])
+def _row_columns(info: Info, camera: str) -> dict[str, str]:
+    """Return the type of each column of `meta/episodes` that is needed."""
+    columns = {
+        **dict.fromkeys(("episode_index", "length"), "integer"),
+        **dict.fromkeys(("data/chunk_index", "data/file_index"), "integer"),
+        "tasks": "strings",
+    }
+    if info.features[camera]["dtype"] == "video":
+        video = f"videos/{camera}"
+        columns |= dict.fromkeys((f"{video}/chunk_index", f"{video}/file_index"), "integer")
+        columns |= dict.fromkeys((f"{video}/from_timestamp", f"{video}/to_timestamp"), "number")
+    return columns
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One episode in its files.
+
+    Attributes:
+        episode: its index.
+        length: number of steps, which are frames as well.
+        tasks: instructions, at least one.
+        data: file with its steps.
+        video: file with its frames; None if the data file has them.
+        start: seconds into the video at which it starts.
+    """
+
+    episode: int
+    length: int
+    tasks: list[str]
+    data: Path
+    video: Path | None
+    start: float
 
 
 @dataclass
 class _Dataset:
-    """The files of a dataset.
+    """The files of a dataset, each checked once, when the first episode in it is read."""
 
-    Attributes:
-        folder: the folder of the dataset.
-        info: the content of `meta/info.json`.
-        camera: the feature with the frames.
-        successes: the successful episodes of each data file read so far.
-    """
-
-    folder: Path
-    info: dict[str, Any]
+    info: Info
     camera: str
-    successes: dict[Path, set[int]] = field(default_factory=dict)
+    rows: list[dict[str, Any]]
+    _spans: dict[Path, list[_Span]] = field(default_factory=dict)
+    _video_faults: dict[Path, dict[int, str]] = field(default_factory=dict)
+    _steps: dict[Path, dict[int, list[Any]] | str] = field(default_factory=dict)
 
-    def row_keys(self) -> list[str]:
-        """Return the columns of `meta/episodes` that are needed."""
-        keys = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
-        if self.info["features"][self.camera]["dtype"] == "video":
-            video = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-            keys += [f"videos/{self.camera}/{key}" for key in video]
-        return keys
+    def __post_init__(self) -> None:
+        self._counts = Counter(row["episode_index"] for row in self.rows)
+        for row in self.rows:
+            try:
+                span = self.span(row)
+            except ValueError:
+                continue  # raised again when its episode is read
+            if span.video is not None:
+                self._spans.setdefault(span.video, []).append(span)
 
-    def outcome(self, row: dict[str, Any]) -> Outcome:
-        if _SUCCESS not in self.info["features"]:
-            return "successful"
-        path = self._data_file(row)
-        if path not in self.successes:
-            steps = _read_table(path, ["episode_index", _SUCCESS]).to_pylist()
-            self.successes[path] = {
-                step["episode_index"] for step in steps if np.any(step[_SUCCESS])
-            }
-        return "successful" if row["episode_index"] in self.successes[path] else "failure"
+    def span(self, row: dict[str, Any]) -> _Span:
+        """Return an episode's place in its files.
 
-    def frames(self, row: dict[str, Any]) -> Frames:
-        feature = self.info["features"][self.camera]
-        if feature["dtype"] == "image":
-            path = self._data_file(row)
-            return _ImageFrames(path, self.camera, row["episode_index"], row["length"])
-        video, fps = f"videos/{self.camera}", self.info["fps"]
-        start, end = row[f"{video}/from_timestamp"], row[f"{video}/to_timestamp"]
-        if round((end - start) * fps) != row["length"]:
+        Raises:
+            ValueError: values that are missing or make no sense.
+        """
+        episode, length, tasks = row["episode_index"], row["length"], row["tasks"]
+        if episode is None or episode < 0 or self._counts[episode] > 1:
+            raise ValueError(f"episode_index must be >= 0 and unique, got {episode!r}.")
+        if length is None or length < 1:
+            raise ValueError(f"its length must be >= 1, got {length!r}.")
+        if not tasks or None in tasks:
+            raise ValueError("it has no task.")
+        data = self.info.data_file(*self._file_numbers(row, "data"))
+        if self.info.features[self.camera]["dtype"] == "image":
+            return _Span(episode, length, tasks, data, None, 0.0)
+        key = f"videos/{self.camera}"
+        video = self.info.video_file(self.camera, *self._file_numbers(row, key))
+        start, end = row[f"{key}/from_timestamp"], row[f"{key}/to_timestamp"]
+        times = [time for time in (start, end) if time is not None and abs(time) <= _MAX_SECONDS]
+        if len(times) < 2:
+            raise ValueError(f"its video must have a start and an end, got {start!r} and {end!r}.")
+        if round((end - start) * self.info.fps) != length:
             raise ValueError(
-                f"its length is {row['length']} frames, but its video lasts from {start:.2f} to "
-                f"{end:.2f} seconds, at the {fps:g} frames per second of {self.folder / _INFO}."
+                f"its length is {length} frames, but its video lasts from {start:.2f} to "
+                f"{end:.2f} seconds, at the {self.info.fps:g} frames per second of "
+                f"{self.info.folder / INFO}."
             )
-        path = self._file(self.info["video_path"], row, video, video_key=self.camera)
-        return VideoFrames(path, round(start * fps), row["length"])
+        return _Span(episode, length, tasks, data, video, float(start))
 
-    def _data_file(self, row: dict[str, Any]) -> Path:
-        return self._file(self.info["data_path"], row, "data")
-
-    def _file(self, template: str, row: dict[str, Any], prefix: str, **names: str) -> Path:
+    def _file_numbers(self, row: dict[str, Any], prefix: str) -> tuple[int, int]:
         chunk, file = row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
-        return self.folder / template.format(chunk_index=chunk, file_index=file, **names)
-
-
-class _ImageFrames:
-    """Frames of an episode that a data file holds as PNG, one per row.
-
-    Each request reads the episode's row groups of the file.
-    """
-
-    def __init__(self, path: Path, column: str, episode: int, count: int) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-        self.path, self.column, self.episode, self.count = path, column, episode, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, indices: Sequence[int], /) -> NDArray[np.uint8]:
-        wanted = [int(index) for index in indices]
-        if not wanted or min(wanted) < 0 or max(wanted) >= self.count:
-            raise IndexError(f"indices must be in [0, {self.count}), at least one; got {wanted}.")
-        column = _read_table(self.path, [self.column], self.episode).column(self.column)
-        if len(column) != self.count:
+        if chunk is None or file is None or min(chunk, file) < 0:
             raise ValueError(
-                f"{self.path} has {len(column)} rows of episode {self.episode}; expected "
-                f"{self.count}. Is it the whole file?"
+                f"{prefix}/chunk_index and file_index must be >= 0, got {chunk!r} and {file!r}."
             )
-        try:
-            images = [Image.open(io.BytesIO(column[index].as_py()["bytes"])) for index in wanted]
-            return np.stack([np.asarray(image.convert("RGB")) for image in images])
-        except (OSError, TypeError) as error:  # TypeError: a row without an image
+        return chunk, file
+
+    def outcome(self, span: _Span) -> Outcome:
+        """Return an episode's outcome, by its `next.success`.
+
+        Raises:
+            ValueError: a data file that cannot be read, or does not have the episode's steps.
+        """
+        if SUCCESS not in self.info.features:
+            return "successful"
+        steps = self._read_steps(span)
+        if all(success is None for success in steps):
+            raise ValueError(f"{span.data} has no {SUCCESS} for it.")
+        return "successful" if any(steps) else "failure"
+
+    def _read_steps(self, span: _Span) -> list[Any]:
+        """Return the success of each step of an episode; None if it is unknown."""
+        if span.data not in self._steps:
+            try:
+                self._steps[span.data] = self._read_data_file(span.data)
+            except (ValueError, OSError) as error:
+                self._steps[span.data] = str(error)
+        file = self._steps[span.data]
+        if isinstance(file, str):
+            raise ValueError(file)
+        steps = file.get(span.episode, [])
+        if len(steps) != span.length:
             raise ValueError(
-                f"{self.path} holds an image of {self.column!r} that cannot be read: {error}"
-            ) from error
+                f"{span.data} has {len(steps)} rows of episode {span.episode}; expected "
+                f"{span.length}. Is the file complete?"
+            )
+        return steps
 
-
-def _read_info(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
-    path = folder / _INFO
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {_INFO}: it is no LeRobot dataset, or not downloaded. Get one with: "
-            "hf download --repo-type dataset --local-dir FOLDER OWNER/NAME"
+    def _read_data_file(self, path: Path) -> dict[int, list[Any]]:
+        """Return the success of each step, by episode."""
+        reports = SUCCESS in self.info.features
+        table = read_table(
+            path, {"episode_index": "integer", **({SUCCESS: "booleans"} if reports else {})}
         )
-    try:
-        info: dict[str, Any] = json.loads(path.read_bytes())
-        version = info["codebase_version"]
-        if version.startswith("v3."):
-            info["fps"], info["features"], info["data_path"], info["video_path"]
-            return info
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is not what LeRobot writes: {error!r}.") from error
-    hint = "Update robometer-gym."
-    if version.startswith(("v1.", "v2.")):
-        hint = (
-            "Convert it with LeRobot's own script: python -m "
-            "lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=OWNER/NAME "
-            f"--root={folder} --push-to-hub=false"
-        )
-    raise ValueError(f"{path} has version {version}; expected v3.0. {hint}")
+        episodes = table.column("episode_index").to_pylist()
+        values = table.column(SUCCESS).to_pylist() if reports else [None] * len(episodes)
+        steps: dict[int, list[Any]] = {}
+        for episode, value in zip(episodes, values, strict=True):
+            boxed = value if isinstance(value, list) else [value]  # some write it as [true]
+            known = [each for each in boxed if each is not None]
+            steps.setdefault(episode, []).append(any(known) if known else None)
+        return steps
 
+    def frames(self, span: _Span) -> Frames:
+        """Return an episode's frames, to be read on demand.
 
-def _choose_camera(folder: Path, info: dict[str, Any], camera: str | None) -> str:
-    features = info["features"]
-    cameras = [key for key, feature in features.items() if _has_colors(feature)]
-    names = ", ".join(map(repr, cameras)) or "none"
-    if camera is None and len(cameras) == 1:
-        (camera,) = cameras
-    if camera is None:
-        raise ValueError(f"camera must name one of the cameras of {folder}; it has {names}.")
-    if camera not in cameras:
-        raise ValueError(f"{folder} has no camera {camera!r}; it has {names}.")
-    rate = _video_info(features[camera]).get("video.fps", info["fps"])
-    if rate != info["fps"]:
-        raise ValueError(
-            f"{folder / _INFO} has {rate:g} frames per second for {camera!r}, and {info['fps']:g} "
-            "for the dataset. Videos at another rate than the data cannot be read."
-        )
-    return camera
+        Raises:
+            FileNotFoundError: its file is missing.
+            ValueError: its file is broken, or does not fit the metadata.
+        """
+        if span.video is None:
+            self._read_steps(span)
+            return ImageFrames(span.data, self.camera, span.episode, span.length)
+        if span.video not in self._video_faults:
+            self._video_faults[span.video] = self._check_video(span.video)
+        if fault := self._video_faults[span.video].get(span.episode):
+            raise ValueError(fault)
+        seconds = read_frame_times(span.video).seconds
+        first = int(np.abs(seconds - span.start).argmin())
+        found = seconds[first : first + span.length]
+        expected = span.start + np.arange(len(found)) / self.info.fps
+        off = np.abs(found - expected) * self.info.fps > _TOLERANCE
+        if len(found) < span.length or off.any():
+            raise ValueError(
+                f"{span.video} has no frame at {expected[off.argmax()]:.3f} seconds, or has others "
+                "in between. Was it re-encoded, or cut?"
+            )
+        return VideoFrames(span.video, first, span.length)
 
-
-def _has_colors(feature: dict[str, Any]) -> bool:
-    depth = _video_info(feature).get("is_depth_map") or _video_info(feature).get(
-        "video.is_depth_map"
-    )
-    return feature["dtype"] in ("video", "image") and not depth
-
-
-def _video_info(feature: dict[str, Any]) -> dict[str, Any]:
-    return {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
-
-
-def _read_rows(folder: Path, keys: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of `meta/episodes`, by episode, without statistics of the data."""
-    paths = sorted(folder.glob("meta/episodes/*/*.parquet"))
-    if not paths:
-        raise FileNotFoundError(
-            f"There is no meta/episodes/chunk-000/file-000.parquet in {folder}. Was all of it "
-            "downloaded, or recording it ended with finalize()?"
-        )
-    rows = []
-    for path in paths:
-        names = _column_names(path)
-        columns = [name for name in names if not name.startswith("stats/")]
-        rows += _read_table(
-            path, [*columns, *(key for key in keys if key not in names)]
-        ).to_pylist()
-    return sorted(rows, key=lambda row: row["episode_index"])
-
-
-def _read_table(path: Path, columns: list[str], episode: int | None = None) -> Any:
-    """Read columns of a parquet file: all rows, or those of one episode."""
-    missing = [name for name in columns if name not in _column_names(path)]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}, which LeRobot writes.")
-    rows = None if episode is None else [("episode_index", "==", episode)]
-    with _open_parquet(path) as parquet:
-        return parquet.read_table(path, columns=columns, filters=rows, partitioning=None)
-
-
-def _column_names(path: Path) -> list[str]:
-    with _open_parquet(path) as parquet:
-        names: list[str] = parquet.read_schema(path).names
-    return names
-
-
-@contextmanager
-def _open_parquet(path: Path) -> Iterator[Any]:
-    """Yield PyArrow's parquet module; its errors become one that names the file."""
-    pyarrow = _import_pyarrow()
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. Download all of the dataset.")
-    try:
-        yield pyarrow.parquet
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is broken or cut off ({error}). Download it again.") from error
-
-
-def _import_pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Reading LeRobot datasets needs pyarrow: pip install 'robometer-gym[train]'."
-        ) from error
-    return pyarrow
+    def _check_video(self, path: Path) -> dict[int, str]:
+        """Return faults by episode; a fault of the file itself is one of each episode in it."""
+        spans, step = sorted(self._spans[path], key=lambda span: span.start), 1 / self.info.fps
+        try:
+            frames = VideoFrames(path)
+            for index in {0, len(frames) - 1}:
+                frames[[index]]
+        except (ValueError, OSError) as error:
+            return dict.fromkeys((span.episode for span in spans), str(error))
+        end = float(read_frame_times(path).seconds[-1])
+        needed = max(span.start + (span.length - 1) * step for span in spans)
+        if end < needed - _TOLERANCE * step:
+            fault = (
+                f"the last of {len(frames)} frames in {path} is at {end:.3f} seconds, but its "
+                f"{len(spans)} episodes last until {needed:.3f}: frames are missing, maybe of any "
+                "of them. Download it again."
+            )
+            return dict.fromkeys((span.episode for span in spans), fault)
+        faults: dict[int, str] = {}
+        for before, after in pairwise(spans):
+            if after.start < before.start + (before.length - _TOLERANCE) * step:
+                fault = f"episodes {before.episode} and {after.episode} overlap in {path}."
+                faults |= {before.episode: fault, after.episode: fault}
+        return faults

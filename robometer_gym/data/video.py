@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robometer_gym.data.arrays import read_arrays
-from robometer_gym.data.decoding import decode_all, decode_at, import_av, read_frame_times
+from robometer_gym.data.decoding import (
+    count_packets,
+    decode_all,
+    decode_at,
+    import_av,
+    read_frame_times,
+)
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.window import shrink
-from robometer_gym.validation import check_count, frame_hint
+from robometer_gym.validation import frame_hint
 
-__all__ = ["Video", "VideoFrames", "check_rate", "read_video", "sample_at_fps", "write_video"]
+__all__ = ["Video", "check_rate", "read_video", "sample_at_fps", "write_video"]
 
 _VIDEO_FILES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
 _ARRAY_FILES = (".npy", ".npz")
 _WRITABLE = (".mp4", ".mov", ".mkv")
-_SEEKABLE = (".mp4", ".mov", ".mkv", ".webm", ".gif")  # frames of .avi have no times
+_MAX_BYTES = 2**33  # of frames that are held at once
 
 
-@dataclass(frozen=True, eq=False)
 class Video:
-    """Frames and their rate.
+    """Frames with their times.
 
-    Attributes:
+    Args:
         frames: (T, H, W, 3) uint8 RGB in [0, 255], oldest first, T >= 1.
-        fps: frames per second, > 0; None if unknown.
+        fps: frames per second of the file, > 0, by which `indices` count; None if unknown.
+        seconds: (T,) float64, the time of each frame from the first one. By default `indices` at
+            `fps`; None if that is unknown.
+        indices: (T,) int64, the number of each frame in its file, increasing. By default 0, 1, ...
 
     Raises:
         ValueError: a wrong shape or dtype, or an fps that is not a positive number.
@@ -46,16 +53,31 @@ class Video:
         Video(20 frames of 48x64, 10 fps)
     """
 
-    frames: NDArray[np.uint8]
-    fps: float | None
-
-    def __post_init__(self) -> None:
-        _check_frames(self.frames)
-        if self.fps is not None:
-            check_rate("fps", self.fps)
+    def __init__(
+        self,
+        frames: NDArray[np.uint8],
+        fps: float | None,
+        seconds: NDArray[np.float64] | None = None,
+        indices: NDArray[np.int64] | None = None,
+    ) -> None:
+        _check_frames(frames)
+        if fps is not None:
+            check_rate("fps", fps)
+        count = len(frames)
+        self.frames, self.fps = frames, fps
+        self.indices = np.arange(count) if indices is None else indices
+        self.seconds = self.indices / fps if seconds is None and fps is not None else seconds
+        for name, values in (("indices", self.indices), ("seconds", self.seconds)):
+            if values is not None and np.shape(values) != (count,):
+                raise ValueError(
+                    f"{name} must be ({count},), one value per frame; got {np.shape(values)}."
+                )
 
     def sample(self, fps: float | None) -> list[int]:
-        """Return the indices of `fps` frames per second, or of all frames for None.
+        """Return the positions of `fps` frames per second, or of all frames for None.
+
+        The first and the last frame are always among them. Evenly spaced frames are taken by
+        `sample_at_fps`; others by their times.
 
         Raises:
             ValueError: an `fps` that is not a positive number, or a video of unknown rate.
@@ -63,12 +85,13 @@ class Video:
         if fps is None:
             return list(range(len(self.frames)))
         check_rate("fps", fps)
-        if self.fps is None:
+        if self.fps is None or self.seconds is None:
             raise ValueError(
                 f"fps={fps:g} needs the video's own rate, which is unknown. Leave fps out to "
                 "take all frames, or save them as np.savez(path, frames=frames, fps=10)."
             )
-        return sample_at_fps(len(self.frames), self.fps, fps)
+        share = len(self.frames) / float(self.indices[-1] - self.indices[0] + 1)
+        return _sample(self.seconds, self.fps * share, fps)
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
@@ -76,101 +99,24 @@ class Video:
         return f"Video({count} frames of {height}x{width}, {rate})"
 
 
-class VideoFrames:
-    """Frames of a video file, read on demand: for more episodes than fit into memory.
+def read_video(
+    path: str | os.PathLike[str], *, fps: float | None = None, frame_size: int | None = None
+) -> Video:
+    """Read the frames of a file, all of them or `fps` per second.
 
-    Opening reads only the file's header if that gives the number and the times of the frames, as
-    in .mp4 and .mov at a steady rate; otherwise the whole file, without decoding. Each request
-    opens the file and decodes from the key frame before the first requested frame to the last one:
-    request many at once. No file stays open in between, so copies can be sent to other processes.
-
-    Args:
-        path: .mp4, .mov, .mkv, .webm or .gif.
-        start: first frame, >= 0, of a file that holds several episodes.
-        count: number of frames, >= 1. None takes all from `start` on.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken or of another type, or has fewer frames.
-        MissingDependencyError: PyAV is missing.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_video(f"{folder}/rollout.mp4", np.zeros((30, 48, 64, 3), np.uint8), fps=10)
-        ...     VideoFrames(f"{folder}/rollout.mp4")[[0, 20, 10]].shape
-        (3, 48, 64, 3)
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], start: int = 0, count: int | None = None
-    ) -> None:
-        start = check_count("start", start, minimum=0)
-        count = None if count is None else check_count("count", count)
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"There is no file {self.path}.")
-        if self.path.suffix.lower() not in _SEEKABLE:
-            raise ValueError(
-                f"Cannot read single frames of {self.path}: its suffix must be one of "
-                f"{', '.join(_SEEKABLE)}. Re-encode it as .mp4."
-            )
-        stat = self.path.stat()
-        try:
-            times = read_frame_times(self.path, stat.st_size, stat.st_mtime_ns)
-        except ValueError as error:
-            raise ValueError(f"Cannot read {self.path}: {error}") from error
-        stop = start + (count or 1)
-        if len(times) < stop:
-            raise ValueError(
-                f"{self.path} has {len(times)} frames; frames {start} to {stop - 1} were requested."
-                " Is the file complete?"
-            )
-        self._start = start
-        self._times = times[start:] if count is None else times[start:stop]
-        # Times from a header's rate may be wrong by a tick of the file's clock.
-        self._slack = float(np.diff(times).min()) / 4 if len(times) > 1 else 0.0
-
-    def __len__(self) -> int:
-        return len(self._times)
-
-    def __repr__(self) -> str:
-        return f"VideoFrames({str(self.path)!r}, start={self._start}, count={len(self)})"
-
-    def __getitem__(self, indices: Sequence[int], /) -> NDArray[np.uint8]:
-        """Return the frames at `indices`, in that order: (n, H, W, 3) uint8 RGB, n >= 1.
-
-        Raises:
-            IndexError: no index, or one outside [0, len).
-            ValueError: the file turns out to be broken.
-        """
-        wanted = [int(index) for index in indices]
-        if not wanted or min(wanted) < 0 or max(wanted) >= len(self):
-            raise IndexError(f"indices must be in [0, {len(self)}), at least one; got {wanted}.")
-        ordered = sorted(set(wanted))
-        try:
-            decoded = decode_at(self.path, self._times[ordered], self._slack)
-            frames = dict(zip(ordered, decoded, strict=True))
-            return _stack([frames[index] for index in wanted])
-        except ValueError as error:
-            raise ValueError(f"Cannot read {self.path}: {error}") from error
-
-
-def read_video(path: str | os.PathLike[str], *, frame_size: int | None = None) -> Video:
-    """Read all frames of a file.
-
-    All of them are held in memory: two minutes of 640x480 at 30 frames per second, shrunk to 240
-    pixels, were measured to take 2.9 GB at their peak. Cut a longer video first.
+    Frames that are not returned are decoded, but not held in memory.
 
     Args:
         path: .mp4, .mov, .avi, .mkv, .webm or .gif; a .npy array (T, H, W, 3) uint8; or an .npz
             with such an array named "frames" (or only one array) and, if known, a number "fps".
+        fps: frames per second to return, as in `Video.sample`; None returns all.
         frame_size: shrink frames to this shortest edge while reading; never enlarges. None keeps
             the size.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, or its content does not fit the above.
+        ValueError: the file is broken, its content does not fit the above, its rate is unknown and
+            `fps` is given, or its frames take more than 8 GiB.
         MissingDependencyError: PyAV is missing.
     """
     path = Path(path)
@@ -182,27 +128,101 @@ def read_video(path: str | os.PathLike[str], *, frame_size: int | None = None) -
         )
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
+    if fps is not None:
+        check_rate("fps", fps)
     try:
         if suffix in _ARRAY_FILES:
-            frames, fps = read_arrays(path)
-            _check_frames(frames)
-        else:
-            decoded, fps = decode_all(path, frame_size)
-            frames = _stack(decoded)
-        if frame_size is not None and min(frames.shape[1:3]) > frame_size:
-            frames = np.stack([shrink(frame, frame_size) for frame in frames])
-        return Video(frames, fps)
+            return _read_array_file(path, fps, frame_size)
+        if suffix == ".avi":
+            return _read_without_times(path, fps, frame_size)
+        return _read_with_times(path, fps, frame_size)
     except ValueError as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
+
+
+def _read_array_file(path: Path, fps: float | None, frame_size: int | None) -> Video:
+    frames, native_fps = read_arrays(path, _MAX_BYTES)
+    _check_frames(frames)
+    if frame_size is not None and min(frames.shape[1:3]) > frame_size:
+        frames = np.stack([shrink(frame, frame_size) for frame in frames])
+    return _take(Video(frames, native_fps), fps)
+
+
+def _read_without_times(path: Path, fps: float | None, frame_size: int | None) -> Video:
+    """Read an .avi, whose frames have no times: they are taken to be evenly spaced."""
+    most, native_fps = count_packets(path)
+    frames, _ = _collect(decode_all(path), most, frame_size)
+    return _take(Video(frames, native_fps), fps)
+
+
+def _read_with_times(path: Path, fps: float | None, frame_size: int | None) -> Video:
+    times = read_frame_times(path)
+    total, rate, indices = len(times.ticks), times.fps, None
+    if fps is None:
+        decoded = decode_all(path)
+    else:
+        positions = [0] if rate is None else _sample(times.seconds, rate, fps)
+        indices = np.array(positions, np.int64)
+        decoded = decode_at(path, times.ticks[indices], times.slack)
+    frames, ticks = _collect(decoded, total if indices is None else len(indices), frame_size)
+    return Video(frames, rate, (ticks - ticks[0]) * float(times.tick), indices)
+
+
+def _take(video: Video, fps: float | None) -> Video:
+    """Return the frames of a video that `fps` samples, with their times and numbers."""
+    if fps is None:
+        return video
+    indices = np.array(video.sample(fps), np.int64)
+    return Video(video.frames[indices], video.fps, None, indices)
+
+
+def _collect(
+    decoded: Iterator[tuple[float | None, Frame]], most: int, frame_size: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return at most `most` frames and their ticks; no second copy of the frames is made."""
+    frames = np.empty((0, 0, 0, 3), np.uint8)
+    ticks: list[float | None] = []
+    for tick, frame in decoded:
+        image = shrink(frame, frame_size)
+        if not ticks:
+            if most * image.nbytes > _MAX_BYTES:
+                raise ValueError(
+                    f"its {most} frames of {image.shape[0]}x{image.shape[1]} take "
+                    f"{most * image.nbytes / 2**30:.1f} GiB, more than {_MAX_BYTES / 2**30:g}. "
+                    "Pass fps= to take fewer, or a smaller frame_size=."
+                )
+            frames = np.empty((most, *image.shape), np.uint8)
+        if len(ticks) == most:
+            raise ValueError("it has more frames than its header has. Re-encode it.")
+        if image.shape != frames.shape[1:]:
+            raise ValueError("its frames change size. Re-encode it at one size.")
+        frames[len(ticks)] = image
+        ticks.append(tick)
+    if not ticks:
+        raise ValueError("it is empty: it has no frame.")
+    return frames[: len(ticks)], np.array(ticks, np.float64)
+
+
+def _sample(seconds: NDArray[np.float64], native_fps: float, fps: float) -> list[int]:
+    """Return which frames to show for `fps` frames per second, given the time of each frame."""
+    total = len(seconds)
+    even = np.linspace(seconds[0], seconds[-1], total)
+    interval = (seconds[-1] - seconds[0]) / max(1, total - 1)
+    if np.abs(seconds - even).max() <= interval / 2:
+        return sample_at_fps(total, native_fps, fps)
+    wanted = max(2, min(total, round((seconds[-1] - seconds[0] + interval) * fps)))
+    between = (seconds[1:] + seconds[:-1]) / 2
+    nearest = np.searchsorted(between, np.linspace(seconds[0], seconds[-1], wanted))
+    return [int(index) for index in np.unique(nearest)]
 
 
 def sample_at_fps(total: int, native_fps: float, fps: float) -> list[int]:
     """Return which of `total` frames to show for `fps` frames per second.
 
-    Evenly spaced from the first to the last, rounded down; at most `total`, and the first alone
-    if one is enough.
+    Evenly spaced from the first to the last, rounded down; at least these two, at most `total`.
 
-    Source: robometer/scripts/example_inference.py at c7f38e2.
+    Source: robometer/scripts/example_inference.py at c7f38e2, which takes the first frame alone
+    where one is enough.
 
     Raises:
         ValueError: no frames, or a rate that is not a positive number.
@@ -215,7 +235,7 @@ def sample_at_fps(total: int, native_fps: float, fps: float) -> list[int]:
         raise ValueError(f"total must be >= 1 frame, got {total!r}.")
     check_rate("native_fps", native_fps)
     check_rate("fps", fps)
-    desired = max(1, min(total, round(total * fps / native_fps)))
+    desired = min(total, max(2, round(total * fps / native_fps)))
     return [int(index) for index in np.linspace(0, total - 1, desired, dtype=int)]
 
 
@@ -241,23 +261,18 @@ def write_video(
     images = np.asarray(frames)
     _check_frames(images)
     height, width = images.shape[1:3]
-    images = np.pad(images, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    padding = ((0, height % 2), (0, width % 2), (0, 0))
     av = import_av("Writing")
     with av.open(str(path), "w") as container:
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-        stream.height, stream.width = images.shape[1:3]
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         for image in images:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            padded = np.ascontiguousarray(np.pad(image, padding, mode="edge"))
+            frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-def _stack(frames: list[Frame]) -> NDArray[np.uint8]:
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise ValueError("its frames change size. Re-encode it at one size.")
-    return np.stack(frames)
 
 
 def _check_frames(frames: Any) -> None:

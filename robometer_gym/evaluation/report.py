@@ -171,6 +171,7 @@ def predictions_to_dict(trace: EpisodeTrace) -> dict[str, Any]:
         "task": trace.task,
         "fps": trace.fps,
         "frame_indices": trace.prediction_steps.tolist(),
+        "seconds": None if trace.seconds is None else trace.seconds.round(6).tolist(),
         "progress": [round(float(value), 6) for value in trace.progress],
         "success": [round(float(value), 6) for value in trace.success],
     }

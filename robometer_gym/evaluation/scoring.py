@@ -95,16 +95,19 @@ def score_video(
         progress_bar: likewise.
 
     Returns:
-        A trace as of `score_frames`; its steps are frame numbers of the video.
+        A trace as of `score_frames`; its steps are frame numbers of the video, with their times.
 
     Raises:
         ValueError: see `Video.sample` and `score_frames`.
         TypeError: see `score_frames`.
         RewardModelError: see `score_frames`.
     """
-    indices = video.sample(fps)
-    clip = Clip(video.frames[indices], task)
-    return _score(model, clip, indices, video.fps, window, sampling, progress_bar)
+    positions = video.sample(fps)
+    clip, steps = Clip(video.frames[positions], task), video.indices[positions].tolist()
+    trace = _score(model, clip, steps, video.fps, window, sampling, progress_bar)
+    if video.seconds is None:
+        return trace
+    return replace(trace, prediction_seconds=tuple(video.seconds[positions].tolist()))
 
 
 def _score(

@@ -5,10 +5,11 @@ Knows nothing of how an outcome is computed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from robometer_gym.reward_model import Clip, Frame, Prediction
 
@@ -115,7 +116,7 @@ def read_true_success(info: Mapping[str, Any]) -> bool | None:
         (True, None)
     """
     value = info.get("is_success", info.get("success"))
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return None
     return bool(value)
 

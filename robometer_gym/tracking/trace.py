@@ -78,6 +78,8 @@ class EpisodeTrace:
         video: file that shows the episode, or None.
         frames: frames to look at, (H, W, 3) uint8 each; kept in memory only, never written.
         frame_steps: the step that each of `frames` shows.
+        prediction_seconds: time of each of `predictions` from the start, as of a video at an uneven
+            rate; None if steps are evenly spaced at `fps`.
 
     Example:
         >>> trace = EpisodeTrace.from_values("open the drawer", [0, 5], [0.0, 0.5], [0.0, 0.125])
@@ -98,6 +100,7 @@ class EpisodeTrace:
     video: str | None = None
     frames: tuple[Frame, ...] = ()
     frame_steps: tuple[int, ...] = ()
+    prediction_seconds: tuple[float, ...] | None = None
 
     @classmethod
     def from_values(
@@ -204,7 +207,10 @@ class EpisodeTrace:
 
     @property
     def seconds(self) -> NDArray[np.float64] | None:
-        """(P,) time of each prediction from the start of the episode; None without `fps`."""
+        """(P,) time of each prediction from the start of the episode; None if unknown."""
+        if self.prediction_seconds is not None:
+            pairs = zip(self.predictions, self.prediction_seconds, strict=True)
+            return np.array([time for each, time in pairs if each.cameras is not None])
         return None if self.fps is None else self.prediction_steps / self.fps
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,6 +227,7 @@ class EpisodeTrace:
             "video": self.video,
             "settings": None if self.settings is None else _settings_to_dict(self.settings),
             "detected_step": self.detected_step,
+            "prediction_seconds": self.prediction_seconds,
             "predictions": [_prediction_to_dict(each) for each in self.predictions],
             "steps": {
                 name: [_to_json(value) for value in column]
@@ -249,6 +256,9 @@ class EpisodeTrace:
                 predictions=tuple(map(_prediction_from_dict, data["predictions"])),
                 steps=tuple(map(TraceStep._make, zip(*columns, strict=True))),
                 settings=None if data["settings"] is None else RewardSettings(**data["settings"]),
+                prediction_seconds=None
+                if data["prediction_seconds"] is None
+                else tuple(map(float, data["prediction_seconds"])),
                 **{
                     name: data[name]
                     for name in (

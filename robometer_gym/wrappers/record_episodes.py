@@ -18,8 +18,9 @@ from gymnasium.utils import RecordConstructorArgs
 from robometer_gym.data.episodes import Episode, EpisodeWriter, Outcome
 from robometer_gym.data.video import check_rate
 from robometer_gym.reward_model import Frame
+from robometer_gym.tracking.events import read_true_success
 from robometer_gym.tracking.settings import Camera, RewardSettings
-from robometer_gym.validation import check_task
+from robometer_gym.validation import check_count, check_task
 from robometer_gym.wrappers.cameras import Cameras
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
@@ -44,6 +45,13 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     reports none; inside it an episode continues after a detected success until the reset, which
     cuts it short.
 
+    An episode is done at the first of the successes without interruption at its end: that gives the
+    `cutoff` with which it is written. An environment that terminates at its success leaves one
+    frame of it, too few to learn success from. With `hold`, the wrapper withholds that `terminated`
+    for up to `hold` more steps, which are recorded. It ends the episode at once when it is
+    truncated, or when the success is lost; the step that loses it is not recorded. The environment
+    must allow steps after its termination.
+
     Copies of an environment may write into one folder, also from several processes.
 
     Args:
@@ -56,7 +64,8 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             enlarged. None keeps the source's size.
         outcome: function of the last step's info that returns "successful", "suboptimal" or
             "failure". By default the outcome is "successful" or "failure", by `info["is_success"]`
-            or, if there is none, `info["success"]`.
+            or, if there is none, `info["success"]`. None or NaN there is unknown, and refused.
+        hold: number of steps, >= 0, that an episode continues after its success has terminated it.
         fps: frames per second of the videos; by default `env.metadata["render_fps"]`, or 20.
 
     Raises:
@@ -90,6 +99,7 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         camera: Camera = "render",
         frame_size: int | None = 240,
         outcome: Callable[[dict[str, Any]], str] | None = None,
+        hold: int = 0,
         fps: float | None = None,
     ) -> None:
         if isinstance(camera, Mapping):
@@ -107,6 +117,7 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             camera=camera,
             frame_size=settings.frame_size,
             outcome=outcome,
+            hold=check_count("hold", hold, minimum=0),
             fps=fps,
         )
         gym.Wrapper.__init__(self, env)
@@ -115,6 +126,10 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._outcome = outcome or _reported_outcome
         self._fps = float(env.metadata.get("render_fps") or _DEFAULT_FPS if fps is None else fps)
         check_rate("fps", self._fps)
+        self._hold = hold
+        self._held = 0  # steps from the success that terminated the running episode, with its own
+        self._success_info: dict[str, Any] = {}  # of the last of them
+        self._successes: list[bool] = []  # of the running episode, one per frame
         self._frames: list[Frame] = []  # of the running episode; empty if none is recorded
         self._task = ""
         self._writer = EpisodeWriter(folder)
@@ -133,7 +148,7 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._drop("reset()")
         observation, info = self.env.reset(seed=seed, options=options)
         self._task = self._find_task(info) if task is None else task
-        self._frames = [self._read_frame(observation)]
+        self._frames, self._successes, self._held = [self._read_frame(observation)], [False], 0
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -141,12 +156,7 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             if self._frames:
-                self._frames.append(self._read_frame(observation))
-                if terminated or truncated:
-                    outcome = cast(Outcome, self._outcome(info))  # Episode checks it
-                    episode = Episode(np.stack(self._frames), self._task, outcome)
-                    self._writer.write(episode, self._fps)
-                    self._frames = []
+                terminated = self._record(observation, terminated, truncated, info)
         except BaseException as error:
             self._drop(type(error).__name__)
             raise
@@ -180,6 +190,33 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             "reset(options={'task': 'open the drawer'})."
         )
 
+    def _record(
+        self, observation: Any, terminated: bool, truncated: bool, info: dict[str, Any]
+    ) -> bool:
+        """Record one step, write the episode if it ends, and return whether it has terminated."""
+        success = read_true_success(info) is True
+        if self._held and not success:
+            self._write(self._success_info)
+            return True
+        self._frames.append(self._read_frame(observation))
+        self._successes.append(success)
+        if self._held or (terminated and success and self._hold):
+            self._held, self._success_info = self._held + 1, info
+            terminated = self._held > self._hold
+        if terminated or truncated:
+            self._write(info)
+        return terminated
+
+    def _write(self, info: dict[str, Any]) -> None:
+        outcome = cast(Outcome, self._outcome(info))  # Episode checks it
+        cutoff = 1.0
+        if outcome == "successful" and self._successes[-1]:
+            run = self._successes[::-1].index(False)  # the frame at reset is none
+            cutoff = (len(self._frames) - run + 1) / len(self._frames)
+        episode = Episode(np.stack(self._frames), self._task, outcome, cutoff=cutoff)
+        self._writer.write(episode, self._fps)
+        self._frames = []
+
     def _drop(self, cause: str) -> None:
         if len(self._frames) > 1:
             logger.warning(
@@ -192,11 +229,13 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 def _reported_outcome(info: dict[str, Any]) -> Outcome:
-    for key in ("is_success", "success"):
-        if key in info:
-            return "successful" if info[key] else "failure"
+    success = read_true_success(info)
+    if success is not None:
+        return "successful" if success else "failure"
+    reported = {key: info[key] for key in ("is_success", "success") if key in info}
+    found = str(reported) if reported else "neither 'is_success' nor 'success'"
     raise ValueError(
-        "The outcome is unknown: the last step's info has neither 'is_success' nor 'success', its "
-        f"keys are {list(info)}. Pass RecordEpisodes(..., outcome=lambda info: 'successful'), or "
+        f"The outcome is unknown: the last step's info has {found}, its keys are {list(info)}. "
+        "Pass RecordEpisodes(..., outcome=lambda info: 'successful'), or "
         "'suboptimal', or 'failure'."
     )

@@ -78,7 +78,7 @@ def test_pickles_are_refused(tmp_path):
     np.save(tmp_path / "video.npy", objects, allow_pickle=True)
     with pytest.raises(ValueError, match=r"holds no plain array .*pickled"):
         read_video(tmp_path / "video.npy")
-    with pytest.raises(ValueError, match="its arrays are broken or pickled"):
+    with pytest.raises(ValueError, match=r"holds no plain array .*pickled"):
         read_video(save_npz(tmp_path / "video.npz", frames=objects))
 
 
@@ -89,7 +89,10 @@ def test_broken_arrays_are_refused(tmp_path, name, keep):
     path = tmp_path / name
     np.save(path, moving_square()) if name.endswith("y") else np.savez(path, frames=moving_square())
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="it holds no plain array"):
+    short = (name, keep) == ("video.npy", 500)  # its header is complete
+    with pytest.raises(
+        ValueError, match="its header has an array" if short else "it holds no plain array"
+    ):
         read_video(path)
 
 

@@ -143,10 +143,12 @@ def test_a_dataset_without_a_good_episode_is_refused(dataset):
 
 
 def test_a_video_that_is_too_short_is_refused(dataset):
-    """The last episode of a file would lack its end."""
+    """The last episode would be blamed, and the others show frames of the next one."""
     write_video(video(dataset, 1), numbered_frames(14), FPS)
-    with pytest.raises(ValueError, match=r"Episode 4 of .* has 14 frames; frames 9 to 14 were"):
+    message = r"of 14 frames in .*file-001\.mp4 is at 1\.300 seconds, but its 2 episodes last until"
+    with pytest.raises(ValueError, match=rf"Episode 3 of .*{message} 1\.400: frames are missing"):
         read_lerobot(dataset)
+    assert len(read_lerobot(dataset, bad="skip")) == 3  # not one of that file
 
 
 def test_a_length_that_is_not_the_videos_is_refused(dataset):
@@ -198,8 +200,13 @@ def test_images_that_cannot_be_read_are_refused(tmp_path):
     for index in (0, 1):
         with pytest.raises(ValueError, match=rf"file-000\.parquet holds an image of '{TOP}' that"):
             first.frames[[index]]
-    with pytest.raises(ValueError, match=r"has 11 rows of episode 1; expected 12\. Is it the whol"):
+    with pytest.raises(
+        ValueError, match=r"has 11 rows of episode 1; expected 12\. Is the file com"
+    ):
         second.frames[[0]]
+    with pytest.raises(ValueError, match=r"Episode 1 of .*has 11 rows of episode 1; expected 12\."):
+        read_lerobot(folder)
+    table(rows, path)
     (folder / "data" / "chunk-000" / "file-001.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"There is no file .*file-001\.parquet\."):
         last.frames[[0]]
@@ -241,13 +248,15 @@ def test_other_versions_are_refused_with_a_hint(dataset, version, message):
 def test_a_malformed_info_is_refused(dataset, text):
     """A KeyError would not name the file."""
     (dataset / "meta" / "info.json").write_text(text)
-    with pytest.raises(ValueError, match=r"info\.json is not what LeRobot writes: "):
+    with pytest.raises(ValueError, match=r"info\.json is malformed: "):
         read_lerobot(dataset)
 
 
 def test_videos_at_another_rate_than_the_data_are_refused(dataset):
     """Frames would be counted wrongly, and belong to other episodes."""
-    with pytest.raises(ValueError, match=rf"has 10 frames per second for '{TOP}', and 30 for the"):
+    with pytest.raises(
+        ValueError, match=rf"has 10.0 frames per second for '{TOP}', and 30 for the"
+    ):
         read_lerobot(change_info(dataset, fps=30))
 
 

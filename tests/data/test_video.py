@@ -1,13 +1,15 @@
 """Video files: which are read and refused, and which frames a rate samples."""
 
 import json
+import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from robometer_gym.data.video import Video, VideoFrames, read_video, sample_at_fps, write_video
+from robometer_gym.data import Video, VideoFrames, read_video, sample_at_fps, write_video
 from robometer_gym.validation import MissingDependencyError
 from tests.data.videos import FakeContainer, moving_square
 from tests.paths import SHARED_DATA
@@ -33,7 +35,8 @@ def video(tmp_path: Path) -> Path:
         (64, 10, 2, [0, 5, 10, 15, 21, 26, 31, 36, 42, 47, 52, 57, 63]),
         (5, 10, 10, [0, 1, 2, 3, 4]),
         (5, 10, 1000, [0, 1, 2, 3, 4]),
-        (5, 30, 1, [0]),
+        (5, 30, 1, [0, 4]),  # the authors take the first alone
+        (27, 120, 3, [0, 26]),
         (1, 10, 3, [0]),
     ],
 )
@@ -154,7 +157,7 @@ def test_a_cut_off_stream_is_refused(tmp_path):
         container.mux(stream.encode())
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="it is empty, broken or cut off"):
+    with pytest.raises(ValueError, match="it is cut off: frames lie beyond its end"):
         read_video(path)
 
 
@@ -194,12 +197,57 @@ def test_frames_that_change_size_are_refused(monkeypatch, tmp_path):
         read_fake(monkeypatch, tmp_path, container)
 
 
-@pytest.mark.parametrize(("rotation", "turns"), [(0, 0), (90, 1), (180, 2), (-90, -1)])
-def test_a_phone_held_upright_is_not_scored_sideways(monkeypatch, tmp_path, rotation, turns):
-    """Phones store frames on their side, with a rotation that players apply (counter-clockwise)."""
-    (image,) = moving_square(1)
-    video = read_fake(monkeypatch, tmp_path, FakeContainer([image], rotation))
-    np.testing.assert_array_equal(video.frames[0], np.rot90(image, turns))
+# Each matrix maps the stored (x, y) to the shown position; the numbers are those of a 96x64 frame.
+MATRICES: dict[str, tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]] = {
+    "upright": ((1, 0, 0, 1, 0, 0), lambda image: image),
+    "quarter turn": ((0, 1, -1, 0, 64, 0), lambda image: np.rot90(image, -1)),
+    "half turn": ((-1, 0, 0, -1, 96, 64), lambda image: np.rot90(image, 2)),
+    "three quarters": ((0, -1, 1, 0, 0, 96), lambda image: np.rot90(image, 1)),
+    "left and right": ((-1, 0, 0, 1, 96, 0), lambda image: image[:, ::-1]),
+    "top and bottom": ((1, 0, 0, -1, 0, 64), lambda image: image[::-1]),
+    "diagonal": ((0, 1, 1, 0, 0, 0), lambda image: image.transpose(1, 0, 2)),
+    "other diagonal": ((0, -1, -1, 0, 64, 96), lambda image: np.rot90(image, 2).transpose(1, 0, 2)),
+    "zeros": ((0, 0, 0, 0, 0, 0), lambda image: image),
+}
+
+
+def matrix(a: int, b: int, c: int, d: int, x: int, y: int) -> bytes:
+    """Return a display matrix as .mp4 stores it."""
+    return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, x << 16, y << 16, 1 << 30)
+
+
+@pytest.mark.parametrize("how", MATRICES)
+def test_a_turned_or_mirrored_video_is_read_as_players_show_it(tmp_path, how):
+    """A phone held upright stores frames on their side, a front camera mirrored ones."""
+    image = np.full((64, 96, 3), 30, np.uint8)
+    image[:16, :16], image[:16, 80:], image[48:, :16] = 100, 170, 240  # three corners differ
+    path = tmp_path / "video.mp4"
+    write_video(path, np.stack([image] * 3), 10)
+    data = path.read_bytes()
+    at = data.index(matrix(1, 0, 0, 1, 0, 0), data.index(b"tkhd"))
+    numbers, show = MATRICES[how]
+    path.write_bytes(data[:at] + matrix(*numbers) + data[at + 36 :])
+    for frame in (read_video(path).frames[0], VideoFrames(path)[[0]][0]):
+        assert frame.shape == show(image).shape
+        assert np.abs(frame.astype(int) - show(image)).mean() < 3
+
+
+def test_bt709_is_read_with_its_own_matrix(tmp_path):
+    """Red of every HD camera would come out as 232 in place of 254."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "hd.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace = 1  # BT.709
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        for plane, value in zip(frame.planes, (63, 102, 240), strict=True):  # red in BT.709
+            plane.update(bytes([value]) * plane.buffer_size)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    red, green, blue = read_video(path).frames[0, 20, 20].tolist()
+    assert red >= 252
+    assert max(green, blue) <= 3
 
 
 def test_a_video_without_frames_is_refused(monkeypatch, tmp_path):

@@ -1,7 +1,9 @@
 """Videos for the tests of data: frames that show their number, and a fake PyAV container."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,42 +61,54 @@ def write_numbered_video(
 
 
 class FakeContainer:
-    """A file as PyAV opens it, with frames that no encoder would write."""
+    """A file as PyAV opens it, with frames that no encoder would write.
+
+    Args:
+        images: the decoded frames.
+        corrupt: whether PyAV marks them as corrupt.
+        late: ticks by which all but the first are later than their packets.
+        timed: whether packets and frames have times.
+    """
 
     def __init__(
-        self, images: list[np.ndarray], rotation: int = 0, corrupt: bool = False, late: int = 0
+        self, images: list[np.ndarray], corrupt: bool = False, late: int = 0, timed: bool = True
     ) -> None:
-        class FakeFrame:
-            is_corrupt = corrupt
-            is_discard = False
-            size = 1
-            pts: int | None = 0
-
-            def __init__(self, image: np.ndarray) -> None:
-                self.image = image
-                self.rotation = rotation
-
-            def to_ndarray(self, format: str) -> np.ndarray:
-                assert format == "rgb24"
-                return self.image
-
-        self.decoded = [FakeFrame(image) for image in images]
+        self.images, self.corrupt, self.late, self.timed = images, corrupt, late, timed
         self.streams = self
         self.video = [self]
+        self.format = SimpleNamespace(name="fake")
+        self.codec_context = SimpleNamespace(width=64, height=48)
         self.average_rate = None
-        self.frames = self.duration = len(images)
-        self.base_rate = self.time_base = Fraction(1)
+        self.index = 0
+        self.index_entries: list[object] = []
         self.start_time = 0
-        for number, frame in enumerate(self.decoded):
-            frame.pts = number + late * (number > 0)
+        self.time_base = Fraction(1)
 
-    def decode(self, stream: object):
-        return iter(self.decoded)
+    def demux(self) -> Iterator[SimpleNamespace]:
+        for number in range(len(self.images)):
+            yield SimpleNamespace(
+                pts=number if self.timed else None,
+                duration=1,
+                time_base=self.time_base,
+                stream_index=0,
+                size=1,
+                is_discard=False,
+            )
+
+    def decode(self, stream: object) -> Iterator[SimpleNamespace]:
+        for number, image in enumerate(self.images):
+            yield SimpleNamespace(
+                pts=number + self.late * (number > 0) if self.timed else None,
+                is_corrupt=self.corrupt,
+                side_data={},
+                rotation=0,
+                to_ndarray=lambda format, image=image: image,
+            )
 
     def seek(self, offset: int, stream: object) -> None:
         pass
 
-    def __enter__(self):
+    def __enter__(self) -> "FakeContainer":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,5 +1,6 @@
 """score_frames and score_video: the frames that the model is shown, and its predictions."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,19 @@ def test_a_video_without_a_rate_is_scored_whole():
         score_video(ScriptedRewardModel(), Video(numbered(5), None), "open", fps=3)
 
 
+def test_scores_of_an_uneven_video_have_true_times():
+    """A frame at 4.5 s would be reported as of 1.3 s."""
+    seconds = np.array([0.0, 0.5, 4.5, 5.0, 9.0])
+    video = Video(numbered(5), 0.5, seconds, np.array([0, 3, 7, 8, 20]))
+    trace = score_video(ScriptedRewardModel(), video, "open")
+    assert trace.prediction_steps.tolist() == [0, 3, 7, 8, 20]
+    assert trace.seconds is not None
+    assert trace.seconds.tolist() == seconds.tolist()
+    (copy,) = [EpisodeTrace.from_dict(json.loads(trace.to_json()))]
+    assert copy.seconds is not None
+    assert copy.seconds.tolist() == seconds.tolist()
+
+
 def test_scores_go_into_json():
     """The written scores could not be read by another program."""
     third = np.array([1 / 3, 1], np.float32)
@@ -186,6 +200,7 @@ def test_scores_go_into_json():
         "task": "put the café 'here'",
         "fps": 10.0,
         "frame_indices": [0, 5],
+        "seconds": [0.0, 0.5],
         "progress": [0.333333, 1.0],
         "success": [0.333333, 1.0],
     }

@@ -86,6 +86,7 @@ def test_the_spec_rebuilds_the_recorder(tmp_path, through_json):
         "camera": "render",
         "frame_size": 32,
         "outcome": None,
+        "hold": 0,
         "fps": 5,
     }
 
@@ -197,6 +198,8 @@ def test_memory_is_that_of_one_episode(tmp_path):
         ({"frame_size": 0}, ValueError, "frame_size must be an integer >= 1, got 0"),
         ({"task": " "}, ValueError, "task must describe what the robot should do"),
         ({"task": 3}, TypeError, "task must be a string"),
+        ({"hold": -1}, ValueError, "hold must be an integer >= 0, got -1"),
+        ({"hold": 1.5}, ValueError, "hold must be an integer >= 0, got 1.5"),
         ({"fps": 0}, ValueError, "fps must be a number of frames per second > 0, got 0"),
         ({"fps": float("nan")}, ValueError, "fps must be a number of frames per second > 0"),
     ],
