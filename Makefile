@@ -1,7 +1,7 @@
 # `make demo` and `make test` create .venv on their first run.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := sb3,video,train,robots,dev
+EXTRAS := sb3,video,train,robots,serve,dev
 
 .PHONY: demo test check format bench clean
 

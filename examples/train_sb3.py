@@ -5,7 +5,7 @@ with the demo checkpoint, and with the same checkpoint with shuffled heads; a pl
 curves; videos of false successes; the reward model's share of the time.
 Command: python examples/train_sb3.py [--algorithm sac] [--seeds 0 1 2] [--engine eager]
     or --env FetchReach-v4 --task "move the gripper to the red sphere" --model lerobot/Robometer-4B
-Hardware: two CPU cores, about four minutes per seed. Needs the extras "sb3" and "video".
+Hardware: two CPU cores, some minutes per seed. Needs the extras "sb3" and "video".
 """
 
 import argparse
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in chosen.seeds:
         for name in ("checkpoint", "shuffled heads"):
             print(f"{chosen.algorithm.upper()}, rewarded by the {name}, seed {seed}")
-            started, out = time.time(), chosen.out / f"{chosen.algorithm}_{name[:8]}_{seed}"
+            started, out = time.time(), chosen.out / f"{chosen.algorithm}_{name.split()[0]}_{seed}"
             model = shuffle_heads(load(), seed) if name == "shuffled heads" else load()
             agent = train(chosen, model, out, seed)
             report = evaluate_policy(chosen, model, agent)

@@ -17,6 +17,7 @@ from robometer_gym._lazy import lazy_names
 
 if TYPE_CHECKING:
     from robometer_gym.models.loading import LazyRewardModel
+    from robometer_gym.models.remote import RemoteRewardModel
     from robometer_gym.models.robometer.predictor import RobometerRewardModel
     from robometer_gym.reward_model import (
         CheckpointError,
@@ -43,6 +44,7 @@ __all__ = [
     "Prediction",
     "RecordEpisodes",
     "RecordTraces",
+    "RemoteRewardModel",
     "RewardModel",
     "RewardModelError",
     "RobometerRewardModel",
@@ -69,6 +71,7 @@ __getattr__, __dir__ = lazy_names(
         "LazyRewardModel": "robometer_gym.models.loading",
         "RecordEpisodes": "robometer_gym.wrappers.record_episodes",
         "RecordTraces": "robometer_gym.tracking.recorder",
+        "RemoteRewardModel": "robometer_gym.models.remote",
         "RobometerRewardModel": "robometer_gym.models.robometer.predictor",
         "RobometerRewardWrapper": "robometer_gym.wrappers.single",
         "RobometerVectorRewardWrapper": "robometer_gym.wrappers.vector",

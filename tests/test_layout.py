@@ -33,6 +33,7 @@ FLOORS = (
     "models.robometer.engine",
     "models.robometer",
     "models",
+    "serve",
     "wrappers",
     "evaluation",
     "sb3",
@@ -126,7 +127,7 @@ def test_a_module_imports_only_the_libraries_of_its_half(module):
         assert not libraries & set(ENV_LIBRARIES)
     elif room(module) != "cli":
         assert not libraries & set(MODEL_LIBRARIES)
-    if room(module) in ("validation", "reward_model", "tracking", "models"):
+    if room(module) in ("validation", "reward_model", "tracking", "models", "serve"):
         assert not libraries & set(ENV_LIBRARIES)
 
 

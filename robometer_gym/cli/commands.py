@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from gymnasium.error import DependencyNotInstalled
 
 import robometer_gym
-from robometer_gym.cli import demo, eval, score, train
+from robometer_gym.cli import demo, eval, score, serve, train
 from robometer_gym.reward_model import RewardModelError
 from robometer_gym.validation import MissingDependencyError
 
@@ -52,7 +52,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=robometer_gym.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (score, eval, train, demo):
+    for command in (score, eval, train, serve, demo):
         command.add_parser(commands)
     return parser
 

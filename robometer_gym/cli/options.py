@@ -41,6 +41,9 @@ _LOADING_HELP = {
     "engine": "fast computes only new frames, eager the whole clip (default: fast)",
     "max_streams": "episodes whose computation the fast engine keeps (default: 64)",
     "local_files_only": "never connect to the hub",
+    "timeout": "of a server: seconds for one prediction, retries included (default: 60)",
+    "lossy_jpeg_quality": "of a server: send frames as JPEG of this quality, which changes the "
+    "predictions (default: send them as they are)",
 }
 
 
@@ -64,16 +67,21 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_REWARD_MODEL,
-        help="hub id, folder, or 'demo' (default: %(default)s)",
+        help="hub id, folder, 'demo', or a server's http://HOST:PORT (default: %(default)s)",
     )
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model and an option for each of `LoadingOptions`."""
+    """Add --model and an option for each of `LoadingOptions`.
+
+    Not for `token`, which every user of the machine could read in the list of processes: it comes
+    from the environment.
+    """
     add_model_option(parser)
     group = parser.add_argument_group("loading the model")
     for name, hint in get_type_hints(LoadingOptions).items():
-        _add_option(group, name, hint, _LOADING_HELP[name])
+        if name != "token":
+            _add_option(group, name, hint, _LOADING_HELP[name])
 
 
 def read_loading_options(arguments: argparse.Namespace) -> LoadingOptions:

@@ -198,7 +198,7 @@ def plot_learning_curves(
                 f"The runs of {label!r} must have the same steps, and be at least one."
             )
         steps, rates = runs[0][0], np.array([rates for _, rates in runs])
-        name = f"{label}, mean of {len(runs)} seeds" if len(runs) > 1 else label
+        name = f"{label}: mean and range of {len(runs)} runs" if len(runs) > 1 else label
         axes.fill_between(steps, rates.min(0), rates.max(0), color=color, alpha=0.2, linewidth=0)
         axes.plot(steps, rates.mean(0), "o-", color=color, linewidth=2, markersize=5, label=name)
     for label, rate in (baselines or {}).items():

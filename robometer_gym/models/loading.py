@@ -7,10 +7,10 @@ process that never predicts never imports torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from threading import Lock
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from typing_extensions import Self, TypeIs, Unpack
 
@@ -33,13 +33,17 @@ __all__ = [
 DEFAULT_REWARD_MODEL = "lerobot/Robometer-4B"
 
 RewardModelLike = str | os.PathLike[str] | RewardModel
-"""A hub id, a folder, "demo" (the bundled small checkpoint), or a reward model."""
+"""A hub id, a folder, "demo" (the bundled small checkpoint), a server's URL, or a reward model."""
 
 _loading = Lock()
 
 
 class LoadingOptions(TypedDict, total=False):
-    """Keyword arguments of `RobometerRewardModel.from_pretrained`, which explains them."""
+    """How to load a name.
+
+    `token`, `timeout` and `lossy_jpeg_quality` are those of `RemoteRewardModel`, for a URL; all
+    others those of `RobometerRewardModel.from_pretrained`, for a checkpoint.
+    """
 
     revision: str | None
     device: str | None
@@ -49,6 +53,9 @@ class LoadingOptions(TypedDict, total=False):
     engine: Literal["fast", "eager"]
     max_streams: int
     local_files_only: bool
+    token: str | None
+    timeout: float
+    lossy_jpeg_quality: int | None
 
 
 def is_name(reward_model: RewardModelLike) -> TypeIs[str | os.PathLike[str]]:
@@ -64,12 +71,12 @@ class LazyRewardModel:
     A reward model that is passed instead of a name is used, shared and pickled as it is.
 
     Args:
-        reward_model: a hub id, a folder, "demo", or a reward model.
+        reward_model: a hub id, a folder, "demo", a server's "http://host:port", or a reward model.
         **options: how to load a name, see `LoadingOptions`.
 
     Raises:
         TypeError: neither a name nor an object with `predict`; options for a model that is loaded
-            already, or an unknown option.
+            already, or options that the kind of name does not have.
         ValueError: an empty name.
 
     Example:
@@ -85,7 +92,9 @@ class LazyRewardModel:
                 f"It takes {', '.join(LoadingOptions.__annotations__)}."
             )
         if is_name(reward_model) and not os.fspath(reward_model):
-            raise ValueError("reward_model must not be empty: give a hub id, a folder or 'demo'.")
+            raise ValueError(
+                "reward_model must not be empty: give a hub id, a folder, 'demo' or a URL."
+            )
         if not is_name(reward_model) and (
             isinstance(reward_model, type) or not callable(getattr(reward_model, "predict", None))
         ):
@@ -103,6 +112,7 @@ class LazyRewardModel:
         self._model: RewardModel | None = None
         if is_name(reward_model):
             self._name = os.fspath(reward_model)
+            _check_options(self._name, options)
         else:
             self._model = reward_model
 
@@ -115,6 +125,11 @@ class LazyRewardModel:
     def name(self) -> str:
         """The hub id, folder or "demo"; of a model that was passed, its own name or its class."""
         return model_name(self._model) if self._name is None else self._name
+
+    @property
+    def options(self) -> LoadingOptions:
+        """How the name is loaded."""
+        return self._options.copy()
 
     def load(self) -> RewardModel:
         """Return the model; load it if this process has not yet.
@@ -151,12 +166,57 @@ class LazyRewardModel:
         return self.__dict__ if self._name is None else {**self.__dict__, "_model": None}
 
     def __repr__(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self._options.items())
+        shown = {**self._options, "token": "***"} if self._options.get("token") else self._options
+        options = "".join(f", {name}={value!r}" for name, value in shown.items())
         return f"LazyRewardModel({self._name or self._model!r}{options})"
+
+
+class _Kind(NamedTuple):
+    """A kind of name: how names begin, the options that they take, and a function that loads one.
+
+    The function is in another module, so that a process that never predicts never imports it.
+    """
+
+    prefixes: tuple[str, ...]
+    options: frozenset[str]
+    load: Callable[..., RewardModel]
+
+
+def _load_remote(name: str, **options: Any) -> RewardModel:
+    from robometer_gym.models.remote import RemoteRewardModel
+
+    return RemoteRewardModel(name, **options)
+
+
+def _load_checkpoint(name: str, **options: Any) -> RewardModel:
+    from robometer_gym.models.robometer.predictor import RobometerRewardModel
+
+    return RobometerRewardModel.from_pretrained(name, **options)
+
+
+_REMOTE_OPTIONS = frozenset({"token", "timeout", "lossy_jpeg_quality"})
+_KINDS = (
+    _Kind(("http://", "https://"), _REMOTE_OPTIONS, _load_remote),
+    _Kind(("",), frozenset(LoadingOptions.__annotations__) - _REMOTE_OPTIONS, _load_checkpoint),
+)
+
+
+def _kind(name: str) -> _Kind:
+    return next(kind for kind in _KINDS if name.startswith(kind.prefixes))
+
+
+def _check_options(name: str, options: LoadingOptions) -> None:
+    """Raise if the kind of `name` does not have one of the options; None is no option."""
+    kind = _kind(name)
+    given = {option for option, value in options.items() if value is not None}
+    if wrong := given - kind.options:
+        raise TypeError(
+            f"{', '.join(sorted(wrong))} cannot be set for {name!r}, which takes only "
+            f"{', '.join(sorted(kind.options))}."
+        )
 
 
 @cache
 def _load(name: str, **options: Unpack[LoadingOptions]) -> RewardModel:
-    from robometer_gym.models.robometer.predictor import RobometerRewardModel
-
-    return RobometerRewardModel.from_pretrained(name, **options)
+    kind = _kind(name)
+    return kind.load(name, **{key: v for key, v in options.items() if key in kind.options})

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from robometer_gym.reward_model import (
     CheckpointError,
@@ -160,6 +160,13 @@ class EpisodeTracker:
             RewardModelError: an answer of the model that is no prediction.
             Exception: whatever the model raises, where `on_error` is "raise".
         """
+        if not self.listeners and all(event.frames is None for event in events):
+            # Most steps: nothing is due, so nothing can fail or wait.
+            steps = cast("Sequence[Step]", events)  # a Start always has frames
+            return [
+                self._compute_outcome(step, self._count_step(step), None, newest=True)
+                for step in steps
+            ]
         pending = self.observe(events)
         if not pending.clips:
             return self.settle(pending, [])
@@ -208,18 +215,15 @@ class EpisodeTracker:
         clips_by_event: list[Sequence[Clip]] = []
         episodes, replaced = [], []
         for event in events:
-            episode = self._episodes[event.env]
             clips: Sequence[Clip] = ()
             if isinstance(event, Start):
-                replaced.append(episode)
-                episode = Episode(self.settings, event, episode.number + 1, episode.reports_success)
+                before = self._episodes[event.env]
+                replaced.append(before)
+                episode = Episode(self.settings, event, before.number + 1, before.reports_success)
                 self._episodes[event.env] = episode
                 episode.running = True
             else:
-                episode.steps += 1
-                episode.start = None
-                episode.reports_success |= event.true_success is not None
-                episode.running = not (event.terminated or event.truncated)
+                episode = self._count_step(event)
                 if event.frames is not None:
                     episode.append(event.frames)
             if event.frames is not None:
@@ -228,6 +232,14 @@ class EpisodeTracker:
             episodes.append(episode)
             clips_by_event.append(clips)
         return Pending(flat, events, clips_by_event, episodes, replaced)
+
+    def _count_step(self, step: Step) -> Episode:
+        episode = self._episodes[step.env]
+        episode.steps += 1
+        episode.start = None
+        episode.reports_success |= step.true_success is not None
+        episode.running = not (step.terminated or step.truncated)
+        return episode
 
     def settle(
         self,

@@ -46,7 +46,7 @@ def test_missing_arguments_are_named(wrong, capsys):
     assert "usage: robometer-gym" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["score"], ["eval"], ["train"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["score"], ["eval"], ["train"], ["serve"], ["demo"]])
 def test_help_has_an_example(command, capsys):
     """A newcomer would have to guess the order of the arguments."""
     with pytest.raises(SystemExit, match="0"):
@@ -130,6 +130,7 @@ LOADING = {
     "max_streams": 3,
     "local_files_only": True,
 }
+REMOTE_LOADING = {"timeout": 2.5, "lossy_jpeg_quality": 95}
 SETTINGS = {
     "predict_every": 3,
     "max_frames": 4,
@@ -164,13 +165,15 @@ def words(values: dict[str, object]) -> list[str]:
 
 def test_every_loading_option_and_setting_is_on_the_command_line():
     """A new setting would be out of reach of the command line."""
-    assert LOADING.keys() == get_type_hints(LoadingOptions).keys()
+    every_loading = LOADING | REMOTE_LOADING
+    # Every user of the machine can read a token in the list of processes.
+    assert every_loading.keys() | {"token"} == get_type_hints(LoadingOptions).keys()
     assert SETTINGS.keys() == {field.name for field in fields(RewardSettings)}
     parser = argparse.ArgumentParser()
     options.add_loading_options(parser)
     options.add_setting_options(parser)
-    given = parser.parse_args(words(LOADING) + words(SETTINGS))
-    assert options.read_loading_options(given) == LOADING
+    given = parser.parse_args(words(every_loading) + words(SETTINGS))
+    assert options.read_loading_options(given) == every_loading
     assert options.read_setting_options(given) == SETTINGS
     assert options.read_loading_options(parser.parse_args([])) == {}
     assert options.read_setting_options(parser.parse_args([])) == {}
@@ -188,7 +191,9 @@ def test_the_model_is_loaded_with_every_option(command, film, model, tmp_path):
     arguments = [command, *subject, "--task", "open", "--out", str(tmp_path)]
     assert main([*arguments, *words(LOADING)]) == 0
     assert main(arguments) == 0
-    assert model.options == [LOADING, {}]
+    remote = [*words(REMOTE_LOADING), "--model", "http://127.0.0.1:8900"]
+    assert main([*arguments, *remote]) == 0
+    assert model.options == [LOADING, {}, REMOTE_LOADING]
 
 
 def test_settings_are_described_from_their_docstring(capsys):

@@ -112,14 +112,19 @@ def test_options_reach_the_model(loads):
     assert loads == [("org/name", options), ("org/name", {})]
 
 
-def test_the_options_are_those_of_from_pretrained():
+def test_the_options_are_those_of_the_models():
     """An option could be used where a model is loaded by hand, and not in a wrapper."""
     import inspect
 
     from robometer_gym import RobometerRewardModel
+    from robometer_gym.models.remote import RemoteRewardModel
 
-    parameters = inspect.signature(RobometerRewardModel.from_pretrained).parameters
-    assert set(parameters) - {"id_or_path"} == set(loading.LoadingOptions.__annotations__)
+    checkpoint = set(inspect.signature(RobometerRewardModel.from_pretrained).parameters)
+    remote = set(inspect.signature(RemoteRewardModel).parameters)
+    options = set(loading.LoadingOptions.__annotations__)
+    assert (checkpoint - {"id_or_path"}) | (remote - {"url"}) == options
+    assert loading._kind("demo").options == checkpoint - {"id_or_path"}
+    assert loading._kind("https://host").options == remote - {"url"}
 
 
 def test_a_copy_shares_the_model(loads):

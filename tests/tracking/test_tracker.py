@@ -393,7 +393,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_no_failed_prediction():
 def test_settling_late_gives_the_same_outcomes(every, lag, ends, signal, mode):
     """Rewards that come late would be other rewards than those that are waited for."""
 
-    def run(lag: int) -> list[Outcome]:
+    def run(lag: int | None) -> list[Outcome]:
         model = ScriptedRewardModel(
             progress=lambda clip: sum(s for _, _, s in seen(clip)) % 64 / 64,
             success=lambda clip: (seen(clip)[-1][2] % 5) / 4,
@@ -404,12 +404,16 @@ def test_settling_late_gives_the_same_outcomes(every, lag, ends, signal, mode):
         tracker = envs.tracker
         pending: list[Any] = []
         outcomes: list[Outcome] = []
+        advance_at_once = tracker.advance
 
         def settle() -> None:
             first = pending.pop(0)
             outcomes.extend(tracker.settle(first, model.predict(first.clips)))
 
         def advance(events):
+            if lag is None:
+                outcomes.extend(advance_at_once(events))
+                return outcomes[-len(events) :]
             pending.append(tracker.observe(events))
             if len(pending) > lag:
                 settle()
@@ -426,7 +430,7 @@ def test_settling_late_gives_the_same_outcomes(every, lag, ends, signal, mode):
             settle()
         return outcomes
 
-    assert run(lag) == run(0)
+    assert run(lag) == run(0) == run(None)
 
 
 def test_a_listener_receives_events_with_clips_predictions_and_outcomes():

@@ -1,0 +1,1 @@
+"""A reward server: one reward model behind HTTP, for many clients. Needs the extra `serve`."""
