@@ -3,7 +3,7 @@
 You will see: the true success rate, over 100 fresh episodes, of a random policy, of agents trained
 with the demo checkpoint, and with the same checkpoint with shuffled heads; a plot of their learning
 curves; videos of false successes; the reward model's share of the time.
-Command: python examples/train_sb3.py [--algorithm sac] [--seeds 0 1 2] [--engine eager]
+Command: python examples/train_sb3.py [--algorithm sac] [--seeds 0 1 2] [--late | --background]
     or --env FetchReach-v4 --task "move the gripper to the red sphere" --model lerobot/Robometer-4B
 Hardware: two CPU cores, some minutes per seed. Needs the extras "sb3" and "video".
 """
@@ -25,11 +25,23 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from robometer_gym import RobometerRewardModel, RobometerRewardWrapper
 from robometer_gym.envs import ENV_ID, TASKS
 from robometer_gym.evaluation import Report, evaluate, plot_learning_curves
-from robometer_gym.sb3 import RobometerCallback, make_robometer_vec_env
+from robometer_gym.sb3 import (
+    LateDictReplayBuffer,
+    LateDictRolloutBuffer,
+    LateReplayBuffer,
+    LateRewards,
+    LateRolloutBuffer,
+    RobometerCallback,
+    make_robometer_vec_env,
+)
 
 FRESH = 500_000  # seeds that no training has seen
 NUM_ENVS = 8
 ALGORITHMS: dict[str, Any] = {"ppo": PPO, "sac": SAC}
+LATE_BUFFERS: dict[str, Any] = {  # kind, for arrays, for dicts
+    "ppo": ("rollout", LateRolloutBuffer, LateDictRolloutBuffer),
+    "sac": ("replay", LateReplayBuffer, LateDictReplayBuffer),
+}
 # Tuned for the built-in environment; others get the algorithm's defaults.
 DECAYING: dict[str, Any] = {"learning_rate": lambda left: 1e-3 * left, "gamma": 0.95}
 SMALL = {"net_arch": [64, 64], "log_std_init": -0.5}
@@ -48,8 +60,12 @@ def make_agent(chosen: argparse.Namespace, venv: Any, seed: int) -> Any:
     if chosen.algorithm == "ppo" and not built_in:
         rollouts = math.ceil(chosen.steps / (NUM_ENVS * 2048))  # 2048: SB3's default
         options["n_steps"] = 8 * math.ceil(chosen.steps / rollouts / NUM_ENVS / 8)
-    observations = venv.observation_space
-    policy = "MultiInputPolicy" if isinstance(observations, gym.spaces.Dict) else "MlpPolicy"
+    dicts = isinstance(venv.observation_space, gym.spaces.Dict)
+    policy = "MultiInputPolicy" if dicts else "MlpPolicy"
+    if chosen.late:
+        kind, *buffers = LATE_BUFFERS[chosen.algorithm]
+        options[f"{kind}_buffer_class"] = buffers[dicts]
+        options[f"{kind}_buffer_kwargs"] = {"late": LateRewards(venv)}
     device = "cpu" if built_in else "auto"
     return ALGORITHMS[chosen.algorithm](policy, venv, seed=seed, device=device, **options)
 
@@ -65,7 +81,9 @@ def train(chosen: argparse.Namespace, model: RobometerRewardModel, out: Path, se
     built_in = chosen.env == ENV_ID
     # The environment's own end at success would be a hint: the model ends episodes.
     env_kwargs = {"task": chosen.task, "terminate_on_success": False} if built_in else {}
-    settings = EVERY_STEP if chosen.algorithm == "sac" else {}
+    settings: dict[str, Any] = dict(EVERY_STEP) if chosen.algorithm == "sac" else {}
+    if chosen.late:  # success is detected after the rollout, too late to end an episode
+        settings |= {"late": True, "terminate_on_success": False}
     venv = make_robometer_vec_env(
         chosen.env,
         chosen.task,
@@ -73,6 +91,7 @@ def train(chosen: argparse.Namespace, model: RobometerRewardModel, out: Path, se
         model,
         env_kwargs=env_kwargs,
         success_bonus=1.0,
+        background=chosen.background,
         **settings,
     )
     agent = make_agent(chosen, venv, seed)
@@ -135,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60_000, help="of each agent")
     parser.add_argument("--episodes", type=int, default=100, help="of each final evaluation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="two agents of each")
+    parser.add_argument("--late", action="store_true", help="one prediction per rollout or episode")
+    parser.add_argument("--background", action="store_true", help="predict in a thread")
     parser.add_argument("--engine", choices=("fast", "eager"), default="fast")
     parser.add_argument("--out", type=Path, default=Path("outputs/train_sb3"))
     chosen = parser.parse_args(arguments)

@@ -10,7 +10,9 @@ Where Gymnasium is installed it registers the environment robometer_gym/Tabletop
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robometer_gym._lazy import lazy_names
@@ -83,7 +85,14 @@ __getattr__, __dir__ = lazy_names(
 )
 
 if find_spec("gymnasium"):
-    import gymnasium
+    try:
+        import gymnasium
+    except KeyboardInterrupt:
+        # Most of the command's first second; it cannot catch this itself: see cli/main.py.
+        if sys.argv[0] != "-m" and Path(sys.argv[0]).name != "robometer-gym":
+            raise
+        print("robometer-gym: interrupted", file=sys.stderr)
+        sys.exit(130)
 
     # Gymnasium warns when an id is registered again, as a reload of this module would do.
     if "robometer_gym/TabletopReach-v0" not in gymnasium.registry:

@@ -20,6 +20,7 @@ from robometer_gym.validation import check_task, frame_hint
 __all__ = [
     "CheckpointError",
     "Clip",
+    "DescribedRewardModel",
     "Frame",
     "NamedRewardModel",
     "Prediction",
@@ -204,6 +205,15 @@ class NamedRewardModel(Protocol):
     @property
     def name(self) -> str:
         """Where the model comes from, such as "lerobot/Robometer-4B"."""
+        ...
+
+
+@runtime_checkable
+class DescribedRewardModel(Protocol):
+    """A reward model that describes itself for reports, beyond its name."""
+
+    def describe(self) -> dict[str, str]:
+        """Return the facts that identify the model: "name", and such as "revision", "sha256"."""
         ...
 
 

@@ -105,7 +105,7 @@ def test_robot_snippets_run(page, snippet, tmp_path):
         "PYTHONPATH": str(ROOT),
     }
     opengl = [sys.executable, "-c", "import mujoco; mujoco.GLContext(64, 64).free()"]
-    if subprocess.run(opengl, capture_output=True, env=environment, timeout=120).returncode:
+    if subprocess.run(opengl, capture_output=True, env=environment, timeout=600).returncode:
         pytest.skip("needs OpenGL without a display: apt-get install libegl1 libgl1")
     script = tmp_path / "snippet.py"
     script.write_text(snippet.text, encoding="utf-8")
@@ -115,7 +115,7 @@ def test_robot_snippets_run(page, snippet, tmp_path):
         text=True,
         cwd=tmp_path,
         env=environment,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, f"{page}, line {snippet.line}:\n{done.stderr}"
 

@@ -13,6 +13,7 @@ import gymnasium as gym
 from robometer_gym.cli.options import add_common_options, at_least, load_model, print_files
 from robometer_gym.envs import ENV_ID, TASKS
 from robometer_gym.evaluation import evaluate, plot_episodes, write_overlay
+from robometer_gym.evaluation.provenance import describe_model, library_versions
 from robometer_gym.evaluation.report import trace_to_dict
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.tracking.trace import EpisodeTrace
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     episodes = _roll_out(model, arguments.seed, arguments.episodes)
     print(f"{_TASK}\n")
     _print_table(episodes)
-    print_files(_save(arguments.out, episodes))
+    print_files(_save(arguments.out, episodes, model))
 
 
 def _roll_out(model: LazyRewardModel, seed: int, episodes: int) -> Episodes:
@@ -74,7 +75,9 @@ def _roll_out(model: LazyRewardModel, seed: int, episodes: int) -> Episodes:
     }
     try:
         return {
-            name: evaluate(env, policy, episodes, seed, every_frame=True).episodes
+            name: evaluate(
+                env, policy, episodes, seed, every_frame=True, progress_bar=True
+            ).episodes
             for name, policy in policies.items()
         }
     finally:
@@ -98,7 +101,7 @@ def _print_table(episodes: Episodes) -> None:
             print(row.format(name, trace.seed, trace.num_steps, *values))
 
 
-def _save(out: Path, episodes: Episodes) -> list[Path]:
+def _save(out: Path, episodes: Episodes, model: LazyRewardModel) -> list[Path]:
     """Write demo.json, and demo.png and a video of each policy, which show its first episode."""
     files = [out / "demo.json", out / "demo.png"]
     rows = [
@@ -106,7 +109,13 @@ def _save(out: Path, episodes: Episodes) -> list[Path]:
         for name, traces in episodes.items()
         for trace in traces
     ]
-    table = {"env": ENV_ID, "episodes": rows}
+    table = {
+        "env": ENV_ID,
+        "reward_model": model.name,
+        "checkpoint": describe_model(model),
+        "versions": library_versions(),
+        "episodes": rows,
+    }
     files[0].write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     first = {name: traces[0] for name, traces in episodes.items()}
     labels = [_label(name, trace) for name, trace in first.items()]

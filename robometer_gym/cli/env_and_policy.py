@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from robometer_gym.validation import MissingDependencyError
@@ -66,6 +67,8 @@ def make_env(env_id: str, task: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, 
         ValueError: no such environment, or an argument that it does not take.
         DependencyNotInstalled: what it needs is missing.
     """
+    if ":" in env_id and "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m robometer_gym` does
     try:
         env = gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
         return _WarnOfOtherTask(env, task)
@@ -82,7 +85,7 @@ def make_env(env_id: str, task: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, 
         ) from error
 
 
-def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
+def load_policy(name: str, env: gym.Env[Any, Any], vecnormalize: Path | None = None) -> Any:
     """Return what `evaluate` takes as its policy; one for another environment is refused.
 
     Args:
@@ -90,6 +93,8 @@ def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
             "sb3:ppo:agent.zip" (a2c, ddpg, dqn, ppo, sac, td3). A saved model may run any code when
             it is loaded: give only your own.
         env: where it will act.
+        vecnormalize: the file of the VecNormalize that the agent was trained with. It may run any
+            code, too.
 
     Raises:
         ValueError: another name, no model in the file, or one for another environment.
@@ -97,6 +102,8 @@ def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
         MissingDependencyError: Stable-Baselines3 is missing.
     """
     if name == "random":
+        if vecnormalize is not None:
+            raise ValueError("--vecnormalize needs a trained agent: --policy sb3:ALGORITHM:PATH.")
         return "random"
     kind, _, rest = name.partition(":")
     algorithm, colon, path = rest.partition(":")
@@ -127,20 +134,55 @@ def load_policy(name: str, env: gym.Env[Any, Any]) -> Any:
             "Was it saved by another algorithm, or not by model.save(path)?"
         ) from error
     _check_fit(policy, env, file)
-    return policy
+    return policy if vecnormalize is None else _NormalizingPolicy(policy, env, vecnormalize)
 
 
 def _check_fit(policy: Any, env: gym.Env[Any, Any], file: Path) -> None:
-    """Let the policy act once, before a reward model is loaded."""
-    try:
-        action, _ = policy.predict(env.observation_space.sample())
-    except (ValueError, AssertionError) as error:
-        raise ValueError(f"{file} was saved for another environment: {error}") from error
-    if np.shape(action) != env.action_space.shape:
-        raise ValueError(
-            f"{file} was saved for another environment: its actions are of shape "
-            f"{np.shape(action)}, those of this one of shape {env.action_space.shape}."
-        )
+    """Compare spaces, before a reward model is loaded."""
+    for kind in ("observation", "action"):
+        saved, here = (getattr(owner, f"{kind}_space") for owner in (policy, env))
+        if _outline(saved) != _outline(here):
+            raise ValueError(
+                f"{file} was saved for another environment: its {kind}s are {saved}, those of this "
+                f"one {here}."
+            )
+
+
+def _outline(space: gym.Space[Any]) -> Any:
+    """Return kind and shape of a space; bounds and dtypes may differ between versions.
+
+    The shape of an image is sorted: Stable-Baselines3 saves and takes it with channels first.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        return {name: _outline(part) for name, part in space.items()}
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    shape = space.shape or ()
+    return type(space).__name__, tuple(sorted(shape)) if len(shape) == 3 else shape
+
+
+class _NormalizingPolicy:
+    """An agent that was trained within VecNormalize, for raw observations."""
+
+    def __init__(self, policy: Any, env: gym.Env[Any, Any], file: Path) -> None:
+        from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"There is no file {file}: give what VecNormalize.save() wrote."
+            )
+        try:
+            self._normalizer = VecNormalize.load(str(file), DummyVecEnv([lambda: env]))
+        except Exception as error:  # a pickle may raise anything
+            raise ValueError(
+                f"{file} is not the VecNormalize of this environment: {error} Give the file that "
+                "VecNormalize.save() wrote after the training."
+            ) from error
+        self._policy = policy
+
+    def predict(self, observation: Any, **more: Any) -> Any:
+        """Predict from the normalized observation."""
+        return self._policy.predict(self._normalizer.normalize_obs(observation), **more)
 
 
 def _find_saved_model(path: Path) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,14 @@ from robometer_gym.cli.options import (
     read_loading_options,
     read_setting_options,
 )
-from robometer_gym.evaluation import evaluate
+from robometer_gym.evaluation import EvaluationInterrupted, Report, evaluate
 from robometer_gym.evaluation.tables import plain_text
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.tracking.trace import EpisodeTrace
 from robometer_gym.validation import check_task
 from robometer_gym.wrappers.single import RobometerRewardWrapper
+
+logger = logging.getLogger("robometer_gym")
 
 
 def add_parser(commands: Any) -> None:
@@ -46,6 +50,13 @@ def add_parser(commands: Any) -> None:
         "Stable-Baselines3; load only your own (default: %(default)s)",
     )
     parser.add_argument(
+        "--vecnormalize",
+        type=Path,
+        metavar="FILE",
+        help="the saved VecNormalize of an agent that was trained on normalized observations; "
+        "without it such an agent acts on raw ones, and badly",
+    )
+    parser.add_argument(
         "--env-kwargs",
         nargs="+",
         default=[],
@@ -55,6 +66,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--episodes", type=at_least(1), default=10, help="(default: %(default)s)")
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of the first episode (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hold",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="let an episode that the environment ends with success run N steps longer, so that "
+        "the detector can see it (default: %(default)s)",
     )
     parser.add_argument(
         "--traces",
@@ -78,30 +97,51 @@ def run(arguments: argparse.Namespace) -> None:
         model,
         **read_setting_options(arguments),
     )
-    with ExitStack() as stack:
-        stack.callback(env.close)
-        policy = load_policy(arguments.policy, env)
+    with closing(env), open_traces(arguments.traces) as write_trace:
+        policy = load_policy(arguments.policy, env, arguments.vecnormalize)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        if arguments.traces is not None:
-            file = stack.enter_context(arguments.traces.open("a", encoding="utf-8"))
-
-        def write_trace(trace: EpisodeTrace) -> None:
-            if arguments.traces is not None:
-                file.write(trace.to_json() + "\n")
-                file.flush()
-
         load_model(model)
-        report = evaluate(
-            env,
-            policy,
-            arguments.episodes,
-            arguments.seed,
-            on_episode=write_trace,
-            progress_bar=True,
+        interrupted = False
+        try:
+            report = evaluate(
+                env,
+                policy,
+                arguments.episodes,
+                arguments.seed,
+                hold=arguments.hold,
+                on_episode=write_trace,
+                progress_bar=True,
+            )
+        except EvaluationInterrupted as error:
+            report, interrupted = error.report, True
+    _show(replace(report, policy=arguments.policy), arguments)
+    if interrupted:
+        logger.warning(
+            "Interrupted after %d of %d episodes.", len(report.episodes), arguments.episodes
         )
-    report = replace(report, policy=arguments.policy)
-    print(f"{report.env}: {task}")
+        raise KeyboardInterrupt
+
+
+def _show(report: Report, arguments: argparse.Namespace) -> None:
+    print(f"{report.env}: {arguments.task}")
     print(f"policy {report.policy}, reward model {report.reward_model}\n")
     print(plain_text(report))
-    print_files(report.save(arguments.out)[:2] + [arguments.traces] * bool(arguments.traces))
+    files = report.save(arguments.out, progress_bar=True)[:2]
+    print_files(files + [arguments.traces] * (arguments.traces is not None))
     print(f"      and a plot and a video of each episode in {arguments.out}")
+
+
+@contextmanager
+def open_traces(path: Path | None) -> Iterator[Callable[[EpisodeTrace], None] | None]:
+    """Open a file for traces; yield a function that adds one, or None without a file."""
+    if path is None:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+
+        def write_trace(trace: EpisodeTrace) -> None:
+            file.write(trace.to_json() + "\n")
+            file.flush()
+
+        yield write_trace

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -70,6 +71,7 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     """Add --model."""
     parser.add_argument(
         "--model",
+        type=_model_name,
         default=DEFAULT_REWARD_MODEL,
         help="hub id, folder, 'demo', or a server's http://HOST:PORT (default: %(default)s)",
     )
@@ -132,6 +134,16 @@ def read_setting_options(
         several = {name: name for name in cameras}
         given["camera"] = several if len(several) > 1 else cameras[0]
     return given  # type: ignore[return-value]
+
+
+def _model_name(text: str) -> str:
+    """Parse the name of a reward model; a misspelled 'demo' would be looked for on the hub."""
+    if text != "demo" and not Path(text).exists() and get_close_matches(text.lower(), ["demo"]):
+        raise argparse.ArgumentTypeError(
+            f"must be a hub id such as {DEFAULT_REWARD_MODEL}, a folder, or 'demo', got {text!r}. "
+            "Did you mean 'demo'?"
+        )
+    return text
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -22,6 +22,7 @@ from robometer_gym.cli.options import (
 from robometer_gym.data import Episode, read_episodes, read_lerobot
 from robometer_gym.data.episodes import OUTCOMES
 from robometer_gym.evaluation import plot_losses
+from robometer_gym.evaluation.tables import count_noun
 from robometer_gym.tracking.settings import RewardSettings
 
 _SCORES = {
@@ -131,7 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
     episodes = _read_data(arguments)
     counted = Counter(episode.outcome for episode in episodes)
     print(
-        f"{len(episodes)} episodes of {len({episode.task for episode in episodes})} tasks: "
+        f"{count_noun(len(episodes), 'episode')} of "
+        f"{count_noun(len({episode.task for episode in episodes}), 'task')}: "
         + ", ".join(f"{counted[outcome]} {outcome}" for outcome in OUTCOMES)
     )
     from robometer_gym.training import LORA, train  # torch takes seconds to import
@@ -198,9 +200,12 @@ def _print_scores(evaluation: dict[str, Any]) -> None:
 
 def _read_data(arguments: argparse.Namespace) -> list[Episode]:
     bad: Literal["raise", "skip"] = "skip" if arguments.skip_bad else "raise"
-    if (arguments.data / "meta" / "info.json").is_file():
-        episodes = read_lerobot(arguments.data, camera=arguments.camera, bad=bad)
-    else:
-        episodes = read_episodes(arguments.data, bad=bad)
+    try:
+        if (arguments.data / "meta" / "info.json").is_file():
+            episodes = read_lerobot(arguments.data, camera=arguments.camera, bad=bad)
+        else:
+            episodes = read_episodes(arguments.data, bad=bad)
+    except ValueError as error:  # which names the argument of Python
+        raise ValueError(str(error).replace("bad='skip'", "--skip-bad")) from error
     settings = RewardSettings(**read_setting_options(arguments, ("frame_size",)))
     return [episode.shrink(settings.frame_size or sys.maxsize) for episode in episodes]

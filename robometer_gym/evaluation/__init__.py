@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from robometer_gym._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from robometer_gym.evaluation.env_changes import HoldSuccess
     from robometer_gym.evaluation.metrics import (
         Detection,
         confusion_margin,
@@ -35,19 +36,29 @@ if TYPE_CHECKING:
         plot_scores,
     )
     from robometer_gym.evaluation.report import Report
-    from robometer_gym.evaluation.rollout import evaluate
+    from robometer_gym.evaluation.rollout import EvaluationInterrupted, evaluate
     from robometer_gym.evaluation.scoring import score_frames, score_video
-    from robometer_gym.evaluation.totals import Totals, clock_order, value_order
+    from robometer_gym.evaluation.totals import (
+        Totals,
+        clock_order,
+        is_undecided,
+        last_frame_success,
+        value_order,
+    )
 
 __all__ = [
     "Detection",
+    "EvaluationInterrupted",
+    "HoldSuccess",
     "Report",
     "Totals",
     "clock_order",
     "confusion_margin",
     "detection",
     "evaluate",
+    "is_undecided",
     "kendall_tau_a",
+    "last_frame_success",
     "plot_episodes",
     "plot_learning_curves",
     "plot_losses",
@@ -84,9 +95,12 @@ __getattr__, __dir__ = lazy_names(
         ),
         **dict.fromkeys(("score_frames", "score_video"), "robometer_gym.evaluation.scoring"),
         **dict.fromkeys(
-            ("Totals", "clock_order", "value_order"), "robometer_gym.evaluation.totals"
+            ("Totals", "clock_order", "is_undecided", "last_frame_success", "value_order"),
+            "robometer_gym.evaluation.totals",
         ),
         "Report": "robometer_gym.evaluation.report",
+        "EvaluationInterrupted": "robometer_gym.evaluation.rollout",
+        "HoldSuccess": "robometer_gym.evaluation.env_changes",
         "evaluate": "robometer_gym.evaluation.rollout",
         "write_overlay": "robometer_gym.evaluation.overlay",
     },

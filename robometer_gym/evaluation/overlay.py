@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from robometer_gym.data.video import write_video
+from robometer_gym.evaluation.fonts import prepare_text
 from robometer_gym.evaluation.palette import DETECTED, INK, PALE, PAPER, PROGRESS, SUCCESS, TRUE
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.settings import RewardSettings
@@ -22,6 +25,7 @@ __all__ = ["overlay_frames", "write_overlay"]
 _MIN_WIDTH = 384  # pixels: room for the text
 _PANEL = 112  # pixels beneath the frame
 _MARGIN, _LABEL, _VALUE = 12, 84, 44
+_FONT_SIZE = 14
 _HOLD_S = 1.0  # seconds that the last frame stays
 _MIN_FPS = 4.0  # a slower video is tedious to watch
 _DEFAULT_FPS = 20.0
@@ -135,12 +139,20 @@ def _draw_marks(draw: ImageDraw.ImageDraw, top: int, trace: EpisodeTrace, step: 
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, left: int, top: int, text: str, right: int) -> None:
-    """Write text in one line, cut off where there is no more room."""
-    text = " ".join(text.split())
-    while text and draw.textlength(text, font=_font()) > right - left:
-        text = text[:-1]
-    draw.text((left, top), text, fill=INK, font=_font())
+    """Write text in one line; words that have no room are left out."""
+    text, file = prepare_text(" ".join(text.split()))
+    font = _font(file)
+    words = text.split(" ")
+    while len(words) > 1 and draw.textlength(text, font=font) > right - left:
+        words.pop()
+        text = " ".join([*words, "..."])
+    while text and draw.textlength(text, font=font) > right - left:
+        text = text[:-1]  # a single word, or a script without spaces
+    draw.text((left, top), text, fill=INK, font=font)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=14)
+@cache
+def _font(file: Path | None = None) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    if file is None:
+        return ImageFont.load_default(size=_FONT_SIZE)
+    return ImageFont.truetype(str(file), _FONT_SIZE)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from robometer_gym.evaluation.fonts import prepare_text
 from robometer_gym.evaluation.palette import DETECTED, GRID, INK, MUTED, PROGRESS, SUCCESS, TRUE
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.settings import RewardSettings
@@ -57,10 +58,13 @@ def plot_scores(
     seconds = trace.seconds
     shown = linspace_indices(len(trace.frames), _MAX_FRAMES)
     frames, steps = [trace.frames[i] for i in shown], [trace.frame_steps[i] for i in shown]
-    labels = [f"frame {n}" if trace.fps is None else f"{n / trace.fps:.1f} s" for n in steps]
+    if seconds is None:
+        labels = [f"frame {step}" for step in steps]
+    else:
+        labels = [f"{t:.1f} s" for t in np.interp(steps, trace.prediction_steps, seconds)]
 
     figure, [(strip, curves)] = _layout([frames])
-    figure.suptitle(_wrap(trace.task, 80), fontsize=14, weight="bold", color=INK, parse_math=False)
+    figure.suptitle(**_text(trace.task, 80, 14), weight="bold", color=INK)
     _draw_strip(strip, frames, labels)
     if seconds is None:
         _draw_curves(curves, trace.prediction_steps, trace, "frame", success_threshold)
@@ -107,11 +111,12 @@ def plot_episodes(
 
     figure, axes = _layout(strips)
     if title:
-        figure.suptitle(_wrap(title, 80), fontsize=14, weight="bold", color=INK, parse_math=False)
+        figure.suptitle(**_text(title, 80, 14), weight="bold", color=INK)
     for trace, label, which, frames, (strip, curves) in zip(
         traces, labels or [""] * len(traces), shown, strips, axes, strict=True
     ):
-        strip.set_title(label, fontsize=11, color=INK, parse_math=False)
+        text = _text(label, 130 // len(traces), 11)
+        strip.set_title(text.pop("t"), **text, color=INK)
         _draw_strip(strip, frames, [f"step {trace.frame_steps[i]}" for i in which])
         threshold = (trace.settings or RewardSettings()).success_threshold
         _draw_curves(curves, trace.prediction_steps, trace, "environment step", threshold)
@@ -305,10 +310,15 @@ def _draw_foot(figure: Figure, axes: Sequence[Axes], note: str = "") -> None:
         frameon=False,
         labelcolor=INK,
     )
-    figure.text(0.5, 0.08 * inch, note, ha="center", fontsize=9, color=MUTED, parse_math=False)
+    text = _text(note, 160, 9)
+    figure.text(0.5, 0.08 * inch, text.pop("t"), **text, ha="center", color=MUTED)
     room = (0, foot + 0.05 * inch, 1, 1 - foot - 0.1 * inch)
     figure.set_layout_engine("constrained", rect=room)
 
 
-def _wrap(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" ..."))
+def _text(text: str, width: int, size: float) -> dict[str, Any]:
+    """Return the arguments of a text in at most two lines, in a font that has its characters."""
+    text, font = prepare_text(text)
+    wrapped = "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" ..."))
+    drawn: dict[str, Any] = {"t": wrapped, "parse_math": False}
+    return drawn | ({"font": font} if font else {}) | {"fontsize": size}

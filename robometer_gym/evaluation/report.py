@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from robometer_gym.evaluation.overlay import write_overlay
 from robometer_gym.evaluation.plots import plot_episodes
 from robometer_gym.evaluation.tables import file_stem, headline, markdown
@@ -33,6 +35,7 @@ class Report:
         env: the environment's id, or its class where it has none.
         policy: name of the policy.
         reward_model: name of the reward model.
+        checkpoint: facts that identify it, such as revision and hash, where the model gives them.
         seed: of the whole evaluation.
         num_envs: how many environments there were.
         settings: of the reward.
@@ -59,6 +62,7 @@ class Report:
     env: str
     policy: str
     reward_model: str
+    checkpoint: Mapping[str, str]
     seed: int
     num_envs: int
     settings: RewardSettings
@@ -96,6 +100,7 @@ class Report:
                 "tasks": self.tasks,
                 "policy": self.policy,
                 "reward_model": self.reward_model,
+                "checkpoint": self.checkpoint,
                 "seed": self.seed,
                 "num_envs": self.num_envs,
                 "settings": {f.name: getattr(self.settings, f.name) for f in fields(self.settings)},
@@ -111,7 +116,7 @@ class Report:
         )
         return plain
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+    def save(self, folder: str | os.PathLike[str], *, progress_bar: bool = False) -> list[Path]:
         """Write report.json, report.md, and a plot and a video of each episode.
 
         The tables come first, so that they are there if a plot fails. An episode whose predictions
@@ -119,6 +124,7 @@ class Report:
 
         Args:
             folder: made if it is missing; files of these names are overwritten.
+            progress_bar: show one on a terminal.
 
         Returns:
             The files.
@@ -135,7 +141,8 @@ class Report:
         note = (
             f"{self.env}, {self.policy}; a prediction at reset, every {every} steps and at the end"
         )
-        for number, trace in enumerate(self.episodes):
+        shown = None if progress_bar else True
+        for number, trace in enumerate(tqdm(self.episodes, unit="video", disable=shown)):
             if len(trace.progress):
                 files += [folder / f"{file_stem(number)}{suffix}" for suffix in (".png", ".mp4")]
                 label = headline(number, trace)

@@ -7,8 +7,6 @@ no number. Knows nothing of plots, and only `env_adapters` knows the kinds of en
 from __future__ import annotations
 
 import logging
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import robometer_gym
 from robometer_gym.evaluation.env_adapters import EvalEnv, adapt_env
+from robometer_gym.evaluation.env_changes import freeze_statistics, hold_successes
+from robometer_gym.evaluation.policies import Act, check_action, make_actor, policy_name
+from robometer_gym.evaluation.provenance import describe_model, library_versions
 from robometer_gym.evaluation.report import Report
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.reward_model import Frame, model_name
@@ -28,14 +28,19 @@ from robometer_gym.tracking.recorder import TraceRecorder
 from robometer_gym.tracking.trace import EpisodeTrace
 from robometer_gym.validation import check_count
 
-__all__ = ["evaluate"]
+__all__ = ["EvaluationInterrupted", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
 _LONG = 1000  # steps of an episode; few environments take more
 
-Act = Callable[[Any, NDArray[np.bool_]], Any]
-"""From an observation, and (N,) bool where it is the first of an episode, to an action."""
+
+class EvaluationInterrupted(KeyboardInterrupt):
+    """Ctrl-C during an evaluation; `report` is of the episodes that had ended by then."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"interrupted after {len(report.episodes)} episodes")
+        self.report = report
 
 
 def evaluate(
@@ -44,13 +49,15 @@ def evaluate(
     episodes: int = 10,
     seed: int = 0,
     *,
+    hold: int = 0,
     every_frame: bool = False,
     on_episode: Callable[[EpisodeTrace], None] | None = None,
     progress_bar: bool = False,
 ) -> Report:
     """Roll out a policy, and compare the reward model's success with the environment's own.
 
-    Rewards are those of the reward wrapper, whatever wrapper outside changes them. Of N
+    Rewards are those of the reward wrapper, whatever wrapper outside changes them, and the running
+    means of `VecNormalize` and of Gymnasium's normalizing wrappers stay as they are. Of N
     environments each gives its share of the episodes, as in SB3's `evaluate_policy`: if the first
     to end counted, short episodes would be overrepresented. Frames stay in memory, at predictions
     only: at reset, every `predict_every` steps and at the end. A hundred episodes of 20 predictions
@@ -68,6 +75,9 @@ def evaluate(
         seed: >= 0. Episode k of a scalar environment is reset with seed + k, and the actions of
             "random" are drawn from the same. Environment i of several begins with seed + i, and
             everything that follows is drawn from that.
+        hold: >= 0. Where the environment ends an episode with success, let it run this many steps
+            longer, so that the success detector has the predictions that it needs; scalar
+            environments only, see `HoldSuccess`.
         every_frame: render and keep the frame of every step, for a smoother video; scalar
             environments only.
         on_episode: called with each episode as it ends.
@@ -76,7 +86,8 @@ def evaluate(
     Raises:
         TypeError: `env` or `policy` is of another kind.
         ValueError: no reward wrapper in the stack, no episodes, a negative seed, an action of the
-            wrong shape, `every_frame` with a vector environment.
+            wrong shape, `hold` or `every_frame` with a vector environment.
+        EvaluationInterrupted: Ctrl-C after the first episode has ended; it holds their report.
         Exception: whatever environment, policy and model raise.
 
     Example:
@@ -95,13 +106,14 @@ def evaluate(
     """
     episodes = check_count("episodes", episodes)
     seed = check_count("seed", seed, minimum=0)
+    hold = check_count("hold", hold, minimum=0)
     adapter = adapt_env(env)
-    if every_frame and not isinstance(env, gym.Env):
+    if (hold or every_frame) and not isinstance(env, gym.Env):
         raise ValueError(
-            "every_frame renders a scalar environment: a vector environment has already begun the "
-            "next episode when it could be rendered. Leave it out, or evaluate one environment."
+            "hold and every_frame need a scalar environment: the sub-environments of a vector "
+            "environment cannot be reached. Wrap each of them in HoldSuccess when it is made."
         )
-    act = _make_actor(policy, adapter, seed)
+    act = make_actor(policy, adapter, seed)
     if isinstance(adapter.tracker.reward_model, LazyRewardModel):
         adapter.tracker.reward_model.load()  # or it would count as time of the loop
     innermost = _innermost(env)
@@ -110,23 +122,37 @@ def evaluate(
         adapter.tracker, collector.ended.append, frames=None if every_frame else "predictions"
     )
     started = time.perf_counter()
-    bar = tqdm(total=episodes, unit="episode", disable=None if progress_bar else True)
-    with recorder, bar:
-        for _ in _roll_out(adapter, act, seed, env.render if every_frame else None, collector):
-            bar.update(len(collector.done) - bar.n)
-    return Report(
+    bar = tqdm(total=episodes, unit="episode", leave=False, disable=None if progress_bar else True)
+    interrupted = None
+    try:
+        with recorder, hold_successes(env, hold), freeze_statistics(env), bar:
+            render = env.render if every_frame else None
+            for _ in _roll_out(adapter, act, seed, render, collector):
+                bar.set_postfix(steps=recorder.steps, refresh=False)
+                bar.update(len(collector.done) - bar.n)
+    except KeyboardInterrupt as error:
+        if not collector.done:
+            raise
+        interrupted = error
+    model = adapter.tracker.reward_model
+    report = Report(
         env=_env_name(innermost),
-        policy=_policy_name(policy),
-        reward_model=model_name(adapter.tracker.reward_model),
+        policy=policy_name(policy),
+        reward_model=model_name(model),
+        checkpoint=describe_model(model),
         seed=seed,
         num_envs=adapter.num_envs,
         settings=adapter.tracker.settings,
-        versions=_versions(),
+        versions=library_versions(),
         episodes=tuple(sorted(collector.done, key=lambda trace: trace.env)),
         env_steps=recorder.steps,
         seconds=time.perf_counter() - started,
         model_seconds=recorder.seconds,
     )
+    _warn_of_undecided(report)
+    if interrupted is not None:
+        raise EvaluationInterrupted(report) from interrupted
+    return report
 
 
 class _Collector:
@@ -189,7 +215,7 @@ def _roll_out(
         if render and first.any():
             collector.frames = [np.array(render(), np.uint8)]
         action = act(observation, first)
-        _check_action(action, env)
+        check_action(action, env)
         observation = env.step(action)
         if render:
             collector.frames.append(np.array(render(), np.uint8))
@@ -220,39 +246,16 @@ def _warn_of_long_episode(env: EvalEnv) -> bool:
     return False
 
 
-def _make_actor(policy: Any, env: EvalEnv, seed: int) -> Act:
-    """Return the policy as a function that keeps its own state."""
-    if isinstance(policy, str):
-        if policy != "random":
-            raise ValueError(f"policy must be 'random', a model or a function, got {policy!r}.")
-        sample = env.action_sampler(seed)
-        return lambda observation, first: sample()
-    if callable(getattr(policy, "predict", None)) and not isinstance(policy, type):
-        state: Any = None
-
-        def act(observation: Any, first: NDArray[np.bool_]) -> Any:
-            nonlocal state
-            action, state = policy.predict(
-                observation, state=state, episode_start=first, deterministic=True
-            )
-            return action
-
-        return act
-    if not callable(policy) or isinstance(policy, type):
-        raise TypeError(
-            "policy must be a model of Stable-Baselines3, a function from an observation to an "
-            f"action, or 'random'; got {policy!r}."
-        )
-    return lambda observation, first: policy(observation)
-
-
-def _check_action(action: Any, env: EvalEnv) -> None:
-    """Refuse an action of another shape: environments may take any part of it."""
-    if env.action_shape is not None and np.shape(action) != env.action_shape:
-        each = f", one action for each of {env.num_envs} environments" * (env.num_envs > 1)
-        raise ValueError(
-            f"The policy's action must be of shape {env.action_shape}{each}; "
-            f"got {np.shape(action)}."
+def _warn_of_undecided(report: Report) -> None:
+    undecided, successes = report.totals.undecided, report.totals.true_successes
+    if undecided:
+        logger.warning(
+            "%d of %d successful episodes ended before the detector could decide: it needs %d "
+            "predictions of success, and recall counts these episodes as missed. Let them run on "
+            "(hold=, or --hold N), predict more often, or look at the verdict of the last frame.",
+            undecided,
+            successes,
+            report.settings.success_votes,
         )
 
 
@@ -265,25 +268,3 @@ def _innermost(env: Any) -> Any:
 def _env_name(env: Any) -> str:
     spec = getattr(env, "spec", None)  # a VecEnv has none
     return spec.id if spec else type(env).__name__
-
-
-def _policy_name(policy: Any) -> str:
-    if isinstance(policy, str):
-        return policy
-    name = str(getattr(policy, "__name__", type(policy).__name__))
-    return "function" if name == "<lambda>" else name
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of the libraries that take part: those that are imported."""
-    versions = {
-        "python": platform.python_version(),
-        "robometer_gym": robometer_gym.__version__,
-        "gymnasium": gym.__version__,
-        "numpy": np.__version__,
-    }
-    for name in ("torch", "transformers", "stable_baselines3"):
-        module = sys.modules.get(name)
-        if module is not None:
-            versions[name] = str(module.__version__)
-    return versions

@@ -15,7 +15,15 @@ from robometer_gym.tracking.trace import EpisodeTrace
 if TYPE_CHECKING:
     from robometer_gym.evaluation.report import Report
 
-__all__ = ["Metric", "file_stem", "headline", "list_metrics", "markdown", "plain_text"]
+__all__ = [
+    "Metric",
+    "count_noun",
+    "file_stem",
+    "headline",
+    "list_metrics",
+    "markdown",
+    "plain_text",
+]
 
 _MAX_ROWS = 10  # episodes in the plain text; the markdown has all
 
@@ -47,6 +55,7 @@ def list_metrics(report: Report) -> list[Metric]:
     return [
         Metric("episodes", str(totals.episodes), f"{totals.mean_steps:.1f} steps on average"),
         *_detector_metrics(report),
+        *_last_frame_metrics(report),
         *_delay_metrics(report),
         *_order_metrics(report),
         *_reward_metrics(report),
@@ -69,6 +78,7 @@ def _detector_metrics(report: Report) -> list[Metric]:
     totals = report.totals
     known = f"{totals.truth_known} of {totals.episodes} episodes with known truth"
     detected = sum(trace.detected_step is not None for trace in report.episodes)
+    undecided = "the detector could not decide; recall counts them as missed"
     rows = [
         ("success rate, by the environment", totals.true_success_rate, ""),
         ("precision of the detector", totals.precision, "nothing detected"),
@@ -83,6 +93,30 @@ def _detector_metrics(report: Report) -> list[Metric]:
             f"detected in {detected} of {totals.episodes} episodes",
         ),
         *(_metric(name, value, known, _reason(report, lacks)) for name, value, lacks in rows),
+        *[Metric("successes that ended too early", str(totals.undecided), undecided)]
+        * (totals.undecided > 0),
+    ]
+
+
+def _last_frame_metrics(report: Report) -> list[Metric]:
+    totals = report.totals
+    known = f"{totals.truth_known} of {totals.episodes} episodes with known truth"
+    rows = [
+        ("precision", totals.last_frame_precision, "no last frame is a success"),
+        ("recall", totals.last_frame_recall, "no true success"),
+        ("F1", totals.last_frame_f1, "no success, and no last frame is one"),
+        ("false-success rate", totals.last_frame_false_success_rate, "no failure"),
+    ]
+    return [
+        _metric(
+            "success rate, by the last frame",
+            totals.last_frame_success_rate,
+            f"the last prediction reaches {report.settings.success_threshold:g}, without votes",
+        ),
+        *(
+            _metric(f"{name} of the last frame", value, known, _reason(report, lacks))
+            for name, value, lacks in rows
+        ),
     ]
 
 
@@ -119,7 +153,7 @@ def _order_metrics(report: Report) -> list[Metric]:
 
 def _reward_metrics(report: Report) -> list[Metric]:
     totals = report.totals
-    basis = f"{totals.episodes} episodes"
+    basis = count_noun(totals.episodes, "episode")
     rows = [
         (
             "Kendall's tau-a, return and env return",
@@ -147,6 +181,7 @@ def markdown(report: Report) -> str:
         "reward model": f"`{report.reward_model}`",
         "seed": str(report.seed),
         "settings": ", ".join(f"{k} {_cell(str(v))}" for k, v in vars(settings).items()),
+        "checkpoint": ", ".join(f"{k} {_cell(v)}" for k, v in report.checkpoint.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
     rows = []
@@ -196,6 +231,11 @@ def headline(number: int, trace: EpisodeTrace) -> str:
         f"episode {number}{seed}: {trace.num_steps} steps, return {trace.episode_return:+.3f}; "
         f"{truth}, {detected}"
     )
+
+
+def count_noun(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 task", "2 tasks"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def file_stem(number: int) -> str:

@@ -18,9 +18,11 @@ from robometer_gym.evaluation.metrics import (
     kendall_tau_a,
     value_order_correlation,
 )
+from robometer_gym.tracking.settings import RewardSettings
+from robometer_gym.tracking.success import SuccessDetector
 from robometer_gym.tracking.trace import EpisodeTrace
 
-__all__ = ["Totals", "clock_order", "value_order"]
+__all__ = ["Totals", "clock_order", "is_undecided", "last_frame_success", "value_order"]
 
 
 def value_order(trace: EpisodeTrace) -> float:
@@ -45,6 +47,28 @@ def _order_until_success(trace: EpisodeTrace, values: ArrayLike) -> float:
     return value_order_correlation(np.asarray(values)[:end]) if end >= 2 else math.nan
 
 
+def last_frame_success(trace: EpisodeTrace) -> bool:
+    """Return whether the last prediction reaches the success threshold, without any vote.
+
+    LeRobot's "success" of an episode; False where every prediction failed.
+    """
+    threshold = (trace.settings or RewardSettings()).success_threshold
+    success = trace.success
+    return len(success) > 0 and SuccessDetector(threshold, 1, 1).update(float(success[-1]))
+
+
+def is_undecided(trace: EpisodeTrace) -> bool:
+    """Return whether a true success came too late for the votes that the detector needs.
+
+    Even a perfect model could not have detected it: fewer predictions than `success_votes` were
+    made from the success to the end of the episode.
+    """
+    success = trace.true_success_step
+    if success is None or trace.detected_step is not None or trace.settings is None:
+        return False
+    return int(np.sum(trace.prediction_steps >= success)) < trace.settings.success_votes
+
+
 @dataclass(frozen=True)
 class Totals:
     """Metrics of all episodes of an evaluation; one that cannot be measured is NaN.
@@ -53,6 +77,9 @@ class Totals:
         episodes: how many there are.
         truth_known: in how many of them the environment reported success or failure. These alone
             count for the comparison with the truth.
+        true_successes: in how many of these it reported success.
+        undecided: in how many of those the episode ended before the detector could decide, see
+            `is_undecided`; recall counts them as missed.
         detected_success_rate: share of all episodes in which the detector fired.
         true_success_rate: share of those with known truth in which the environment reported
             success.
@@ -60,6 +87,11 @@ class Totals:
         recall: likewise.
         f1: likewise.
         false_success_rate: likewise.
+        last_frame_success_rate: share of all episodes with `last_frame_success`.
+        last_frame_precision: of that verdict in place of the detector's.
+        last_frame_recall: likewise.
+        last_frame_f1: likewise.
+        last_frame_false_success_rate: likewise.
         delay_mean: steps from true to detected success, where both are; below 0 if too early.
         delay_median: likewise.
         value_order: mean `value_order` of the successful episodes.
@@ -72,12 +104,19 @@ class Totals:
 
     episodes: int
     truth_known: int
+    true_successes: int
+    undecided: int
     detected_success_rate: float
     true_success_rate: float
     precision: float
     recall: float
     f1: float
     false_success_rate: float
+    last_frame_success_rate: float
+    last_frame_precision: float
+    last_frame_recall: float
+    last_frame_f1: float
+    last_frame_false_success_rate: float
     delay_mean: float
     delay_median: float
     value_order: float
@@ -91,7 +130,8 @@ class Totals:
     def of(traces: Sequence[EpisodeTrace]) -> Totals:
         """Compute the metrics of traces, of which there is at least one."""
         known = [trace for trace in traces if trace.truth_known]
-        detected = _compare_detections(known)
+        detected = _compare(known, [trace.detected_step is not None for trace in known])
+        last_frame = _compare(known, [last_frame_success(trace) for trace in known])
         delays = [
             trace.detected_step - trace.true_success_step
             for trace in known
@@ -100,12 +140,19 @@ class Totals:
         return Totals(
             episodes=len(traces),
             truth_known=len(known),
+            true_successes=sum(trace.true_success_step is not None for trace in known),
+            undecided=sum(map(is_undecided, known)),
             detected_success_rate=_mean([trace.detected_step is not None for trace in traces]),
             true_success_rate=_mean([trace.true_success_step is not None for trace in known]),
             precision=detected.precision,
             recall=detected.recall,
             f1=detected.f1,
             false_success_rate=detected.false_success_rate,
+            last_frame_success_rate=_mean([last_frame_success(trace) for trace in traces]),
+            last_frame_precision=last_frame.precision,
+            last_frame_recall=last_frame.recall,
+            last_frame_f1=last_frame.f1,
+            last_frame_false_success_rate=last_frame.false_success_rate,
             delay_mean=_mean(delays),
             delay_median=float(np.median(delays)) if delays else math.nan,
             value_order=_mean_of_measured([value_order(trace) for trace in traces]),
@@ -117,13 +164,10 @@ class Totals:
         )
 
 
-def _compare_detections(known: Sequence[EpisodeTrace]) -> Detection:
+def _compare(known: Sequence[EpisodeTrace], verdicts: Sequence[bool]) -> Detection:
     if not known:
         return Detection(0, 0, 0, 0)
-    return detection(
-        [trace.detected_step is not None for trace in known],
-        [trace.true_success_step is not None for trace in known],
-    )
+    return detection(verdicts, [trace.true_success_step is not None for trace in known])
 
 
 def _return_order(traces: Sequence[EpisodeTrace]) -> float:

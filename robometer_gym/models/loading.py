@@ -16,6 +16,7 @@ from typing_extensions import Self, TypeIs, Unpack
 
 from robometer_gym.reward_model import (
     Clip,
+    DescribedRewardModel,
     Prediction,
     ReleasesStreams,
     RewardModel,
@@ -130,6 +131,13 @@ class LazyRewardModel:
     def options(self) -> LoadingOptions:
         """How the name is loaded."""
         return self._options.copy()
+
+    def describe(self) -> dict[str, str]:
+        """Return name and options, and of a loaded model its own description."""
+        facts = {name: str(value) for name, value in self._options.items() if name != "token"}
+        if isinstance(self._model, DescribedRewardModel):
+            facts |= self._model.describe()
+        return {**facts, "name": self.name}
 
     def load(self) -> RewardModel:
         """Return the model; load it if this process has not yet.

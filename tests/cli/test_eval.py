@@ -1,6 +1,8 @@
 """robometer-gym eval: what is printed and written, which environments and policies it takes."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,11 +10,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3 as sb3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from robometer_gym import read_traces
 from robometer_gym.cli.env_and_policy import load_policy
 from robometer_gym.cli.main import main
 from robometer_gym.envs import ENV_ID, TASKS
+from robometer_gym.testing import CountingEnv
+from tests.paths import ROOT
 
 
 def evaluate(out: Path, *more: str) -> int:
@@ -181,3 +186,139 @@ def test_without_sb3_the_error_names_the_extra(tmp_path, model, agents, monkeypa
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     assert evaluate(tmp_path, "--policy", f"sb3:ppo:{agents / 'ppo'}") == 2
     assert "pip install 'robometer-gym[sb3]'" in capsys.readouterr().err
+
+
+# --- agents that do not fit, and normalized observations ---
+
+
+def check_refused(env, agent, tmp_path) -> str:
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"agent.zip was saved for another environment") as refused:
+        load_policy(f"sb3:ppo:{tmp_path / 'agent'}", env)
+    return str(refused.value)
+
+
+def ppo(env):
+    several = isinstance(env.observation_space, gym.spaces.Dict)
+    kind = "MultiInputPolicy" if several else "MlpPolicy"
+    return sb3.PPO(kind, env, n_steps=8, batch_size=8, device="cpu")
+
+
+def test_an_agent_for_other_observations_is_refused(tmp_path):
+    """It would end in an IndexError, or act on the wrong numbers."""
+    tabletop, counting = gym.make(ENV_ID), CountingEnv()
+    assert "observations" in check_refused(tabletop, ppo(counting), tmp_path)
+    seeing = CountingEnv(cameras=["wrist"], size=(40, 40))
+    check_refused(counting, ppo(seeing), tmp_path)
+    check_refused(seeing, ppo(counting), tmp_path)
+    other_camera = CountingEnv(cameras=["scene"], size=(40, 40))
+    check_refused(seeing, ppo(other_camera), tmp_path)
+    same = CountingEnv(lengths=[3])
+    ppo(counting).save(tmp_path / "same")
+    assert load_policy(f"sb3:ppo:{tmp_path / 'same'}", same).predict(np.zeros(1))[0].shape == ()
+
+
+def test_an_agent_for_images_fits_its_environment(tmp_path):
+    """Stable-Baselines3 saves image spaces channels first: every such agent would be refused."""
+    env = gym.wrappers.TransformObservation(
+        gym.make(ENV_ID, render_mode="rgb_array"),
+        lambda observation: np.zeros((64, 64, 3), np.uint8),
+        gym.spaces.Box(0, 255, (64, 64, 3), np.uint8),
+    )
+    agent = sb3.PPO("CnnPolicy", env, n_steps=8, batch_size=8, device="cpu")
+    agent.save(tmp_path / "agent")
+    policy = load_policy(f"sb3:ppo:{tmp_path / 'agent'}", env)
+    assert policy.predict(env.reset()[0])[0].shape == (2,)
+
+
+def test_an_agent_of_normalized_observations_acts_on_them(tmp_path, model):
+    """It would act on raw observations, and look as bad as chance."""
+    venv = VecNormalize(DummyVecEnv([lambda: gym.make(ENV_ID)]))
+    agent = ppo(venv)
+    agent.learn(64)
+    agent.save(tmp_path / "agent")
+    venv.save(str(tmp_path / "normalizer.pkl"))
+    env = gym.make(ENV_ID)
+    observation, _ = env.reset(seed=0)
+    venv.training = False
+    expected = agent.predict(venv.normalize_obs(observation), deterministic=True)[0]
+    raw = agent.predict(observation, deterministic=True)[0]
+    policy = load_policy(f"sb3:ppo:{tmp_path / 'agent'}", env, tmp_path / "normalizer.pkl")
+    action = policy.predict(observation, state=None, episode_start=None, deterministic=True)[0]
+    assert np.allclose(action, expected)
+    assert not np.allclose(action, raw), "The two could not be distinguished."
+    model._scripts["success"] = 0.9
+    more = ("--policy", f"sb3:ppo:{tmp_path / 'agent'}", "--episodes", "1")
+    assert evaluate(tmp_path, *more, "--vecnormalize", str(tmp_path / "normalizer.pkl")) == 0
+
+
+def test_a_wrong_vecnormalize_is_refused(tmp_path, model, agents, capsys):
+    """The statistics of another environment would distort every observation."""
+    ppo_agent = ("--policy", f"sb3:ppo:{agents / 'ppo'}")
+    (tmp_path / "text.pkl").write_text("no pickle")
+    VecNormalize(DummyVecEnv([CountingEnv])).save(str(tmp_path / "other.pkl"))
+    for name, message in (
+        ("text.pkl", "text.pkl is not the VecNormalize of this environment"),
+        ("other.pkl", "other.pkl is not the VecNormalize of this environment"),
+        ("none.pkl", "There is no file"),
+    ):
+        assert evaluate(tmp_path, *ppo_agent, "--vecnormalize", str(tmp_path / name)) == 2
+        assert message in capsys.readouterr().err
+    assert evaluate(tmp_path, "--vecnormalize", str(tmp_path / "other.pkl")) == 2
+    assert "--vecnormalize needs a trained agent" in capsys.readouterr().err
+    assert model.names == []
+
+
+def test_the_current_folder_is_searched_for_environments(tmp_path):
+    """An environment beside the user's script would not be found."""
+    (tmp_path / "our_drawers.py").write_text(
+        "import gymnasium as gym\ngym.register('Drawer-v0', 'robometer_gym.testing:CountingEnv')\n"
+    )
+    program = (
+        "import sys; sys.path = [p for p in sys.path if p]\n"  # as for the installed script
+        "from robometer_gym.cli.env_and_policy import make_env\n"
+        "print(make_env('our_drawers:Drawer-v0', 'open', {}).spec.id)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.stdout == "Drawer-v0\n", run.stderr
+
+
+# --- successes that end an episode, and Ctrl-C ---
+
+
+def test_hold_lets_the_detector_see_a_success(tmp_path, model, capsys):
+    """A perfect agent would get a recall of 0 where the environment ends itself on success."""
+    model._scripts["success"] = lambda clip: 0.9 * (clip.steps[-1] >= 3)
+    gym.register("HoldDrawer-v0", "robometer_gym.testing:CountingEnv")
+    arguments = ["eval", "HoldDrawer-v0", "--task", "open", "--episodes", "2"]
+    arguments += ["--env-kwargs", "lengths=[3]", "success=[true]", "--out", str(tmp_path / "out")]
+    recalls = []
+    for more in ([], ["--hold", "5"]):
+        assert main([*arguments, *more]) == 0
+        totals = json.loads((tmp_path / "out" / "report.json").read_text())["totals"]
+        recalls.append((totals["recall"], totals["undecided"], totals["last_frame_recall"]))
+    assert recalls == [(0, 2, 1), (1, 0, 1)]
+    assert "2 of 2 successful episodes ended before" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_finished_episodes(tmp_path, model, capsys):
+    """Hours of episodes would be lost."""
+
+    def progress(clip):
+        if clip.stream.episode == 2:
+            raise KeyboardInterrupt
+        return 0.5
+
+    model._scripts["progress"] = progress
+    assert evaluate(tmp_path, "--episodes", "5") == 130
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [episode["seed"] for episode in report["episodes"]] == [0, 1]
+    err = capsys.readouterr().err
+    assert "Interrupted after 2 of 5 episodes." in err
+    assert err.endswith("robometer-gym: interrupted\n")

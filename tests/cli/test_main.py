@@ -4,6 +4,7 @@ import argparse
 import logging
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import get_type_hints
 
@@ -86,10 +87,7 @@ def test_ctrl_c_ends_quietly(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == "robometer-gym: interrupted\n"
 
 
-@pytest.mark.parametrize("module", ["robometer_gym.cli.commands", "robometer_gym.evaluation.plots"])
-def test_ctrl_c_while_modules_are_imported_ends_quietly(module):
-    """Ctrl-C in the first second would print an import traceback."""
-    program = f"""
+INTERRUPT = """
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -99,12 +97,30 @@ class Interrupt(MetaPathFinder):
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Interrupt())
+sys.argv = [{name!r}, "demo"]
 from robometer_gym.cli.main import main
-sys.exit(main(["demo"]))
+sys.exit(main())
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["-m", "/usr/bin/robometer-gym"])
+@pytest.mark.parametrize(
+    "module", ["gymnasium.core", "robometer_gym.cli.commands", "robometer_gym.evaluation.plots"]
+)
+def test_ctrl_c_while_modules_are_imported_ends_quietly(module, name):
+    """Ctrl-C in the first second would print an import traceback."""
+    program = [sys.executable, "-c", INTERRUPT.format(module=module, name=name)]
+    run = subprocess.run(program, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (130, "")
     assert run.stderr == "robometer-gym: interrupted\n"
+
+
+def test_ctrl_c_in_another_program_is_its_own():
+    """A program that imports the package could not handle Ctrl-C."""
+    program = INTERRUPT.format(module="gymnasium.core", name="training.py")
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in run.stderr
+    assert run.returncode != 130
 
 
 def test_the_log_is_left_as_it_was(film, model, tmp_path):
@@ -146,12 +162,12 @@ SETTINGS = {
     "terminate_on_success": False,
     "camera": "wrist",
     "frame_size": 32,
-    "max_black_frames": 3,
+    "max_black_frames": 7,
     "on_error": "hold",
 }
 
 
-def words(values: dict[str, object]) -> list[str]:
+def words(values: Mapping[str, object]) -> list[str]:
     """Write options on a command line."""
     written = []
     for name, value in values.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import robometer_gym
 from robometer_gym.cli.main import main
 from robometer_gym.envs.scripted_episodes import make_scripted_episode
 from robometer_gym.models import loading
@@ -202,3 +203,77 @@ def test_the_demo_checkpoint_is_warned_of(film, tmp_path):
     )
     assert run.returncode == 0
     assert run.stderr.count("knows nothing but the built-in environment") == 1
+
+
+# --- long videos, and mistakes in words ---
+
+
+def save_frames(path: Path, length: int) -> Path:
+    np.save(path, np.full((length, 16, 16, 3), 9, np.uint8))
+    return path
+
+
+def test_a_long_video_is_scored_by_windows(tmp_path, model, capsys):
+    """Half an hour of video would end in an allocator error, after minutes."""
+    film = save_frames(tmp_path / "film.npy", 129)
+    assert score(film) == 0
+    assert max(map(len, model.clips)) == 8
+    printed = capsys.readouterr()
+    assert "129 frames are too many to go through the model at once" in printed.err
+    rows = [line for line in printed.out.splitlines() if "0.500 #" in line]
+    assert [rows[0].split()[0], rows[-1].split()[0], len(rows)] == ["0", "128", 40]
+    assert "40 of 129 rows; all of them are in " in printed.out
+    written = json.loads((tmp_path / "out" / "film.json").read_text())
+    assert (len(written["progress"]), written["window"]) == (129, 8)
+    model.clips.clear()
+    assert score(save_frames(film, 128)) == 0
+    assert [len(clip) for clip in model.clips] == [128]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 17.2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 17 GB"),
+    ],
+)
+def test_too_little_memory_is_explained(film, model, capsys, error):
+    """A user would see an allocator's traceback, and not learn which option helps."""
+    model._scripts["progress"] = [error]
+    assert score(film) == 2
+    message = capsys.readouterr().err
+    assert "not enough memory for 6 frames of 48x64 at once: give --window 8 or less" in message
+    assert message.count("\n") == 1
+
+
+def test_the_file_names_video_model_and_versions(film, model):
+    """A number found a month later could not be traced to a checkpoint."""
+    assert score(film, "--model", "a/b", "--window", "4") == 0
+    written = json.loads((film.parent / "out" / "film.json").read_text())
+    assert (written["video"], written["reward_model"]) == (str(film), "a/b")
+    assert written["checkpoint"]["name"] == "a/b"
+    assert written["versions"]["robometer_gym"] == robometer_gym.__version__
+    assert (written["window"], written["sampling"]) == (4, "linspace")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["https://example.org/film.mp4"], "must be a file: download https://example.org/film.mp4"),
+        (["."], "must be a file, and . is a folder"),
+        (["film.mp4", "--model", "Demo"], "got 'Demo'. Did you mean 'demo'?"),
+        (["film.mp4", "--model", "dmeo"], "got 'dmeo'. Did you mean 'demo'?"),
+    ],
+)
+def test_wrong_names_are_explained(wrong, message, model, capsys):
+    """The hub would be searched, or a folder be called a missing file."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["score", *wrong, "--task", "open"])
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_in_place_of_the_output_folder_is_named(film, model, capsys):
+    """'[Errno 17] File exists' would not name the option."""
+    assert main(["score", str(film), "--task", "open", "--out", str(film)]) == 2
+    assert f"--out must be a folder, got the file {film}." in capsys.readouterr().err
+    assert model.names == []

@@ -91,3 +91,35 @@ def test_ctrl_c_plots_the_losses_and_mentions_resume(rollouts, tmp_path, capsys,
     monkeypatch.undo()
     assert main([*command, "--resume"]) == 0
     assert [entry["step"] for entry in logged(out)] == [1, 2, 3, 4]
+
+
+def test_a_broken_episode_names_the_option_of_the_command_line(tmp_path, capsys):
+    """The advice would be Python in place of an option."""
+    writer = EpisodeWriter(tmp_path / "rollouts")
+    writer.write(make_scripted_episode("expert", 0), fps=20)
+    next((tmp_path / "rollouts").rglob("*.mp4")).write_bytes(b"broken")
+    data = ["--data", str(tmp_path / "rollouts"), "--out", str(tmp_path / "out")]
+    assert main(["train", *data]) == 2
+    err = capsys.readouterr().err
+    assert "with --skip-bad." in err
+    assert "bad=" not in err
+
+
+def test_one_task_is_singular(tmp_path, capsys):
+    """'1 episodes of 1 tasks' would look careless."""
+    writer = EpisodeWriter(tmp_path / "rollouts")
+    writer.write(make_scripted_episode("expert", 0), fps=20)
+    main(
+        [
+            "train",
+            "--data",
+            str(tmp_path / "rollouts"),
+            "--model",
+            "demo",
+            "--out",
+            str(tmp_path / "out"),
+            "--steps",
+            "1",
+        ]
+    )
+    assert "1 episode of 1 task: 1 successful" in capsys.readouterr().out

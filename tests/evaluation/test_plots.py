@@ -90,6 +90,12 @@ def test_a_task_is_written_as_it_is(tmp_path):
     assert (shown[:, -3:] > 250).all()
 
 
+def test_more_frames_than_predictions_can_be_shown(tmp_path):
+    """A trace with every frame of an episode would end in an IndexError."""
+    plot_scores(episodes(None)[0], tmp_path / "scores.png")
+    assert pixels(read_plot(tmp_path / "scores.png"), MAGENTA).sum() > 10_000
+
+
 def test_a_trace_without_frames_is_refused(tmp_path):
     """A trace from a file would end in an IndexError deep inside."""
     with pytest.raises(ValueError, match=r"has 0 frames and 10 predictions\. A trace"):

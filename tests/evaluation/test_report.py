@@ -42,6 +42,7 @@ def report(*episodes: EpisodeTrace, **more) -> Report:
         "env": "Drawer-v0",
         "policy": "expert",
         "reward_model": "demo",
+        "checkpoint": {"name": "demo", "revision": "abc123"},
         "seed": 3,
         "num_envs": 1,
         "settings": RewardSettings(),
@@ -69,9 +70,9 @@ def blind(**more) -> EpisodeTrace:
 def test_a_metric_that_cannot_be_measured_is_nan():
     """A number would be invented: a perfect precision of a detector that never fired."""
     totals = Totals.of([failure(truth_known=False), failure(truth_known=False)])
-    measured = {"episodes", "truth_known", "detected_success_rate"} | {
-        name for name in vars(totals) if name.startswith("mean_")
-    }
+    measured = {"episodes", "truth_known", "true_successes", "undecided"}
+    measured |= {"detected_success_rate", "last_frame_success_rate"}
+    measured |= {name for name in vars(totals) if name.startswith("mean_")}
     for name, value in vars(totals).items():
         assert math.isnan(value) != (name in measured), name
     assert (totals.episodes, totals.truth_known, totals.detected_success_rate) == (2, 0, 0)

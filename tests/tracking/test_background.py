@@ -44,7 +44,7 @@ class GatedModel:
         self.threads.add(threading.get_ident())
         if any((clip.steps or (0,))[-1] for clip in clips):  # a reset waits for its baseline
             self.entered.set()
-            assert self._gate.wait(30), "the test never opened the gate"
+            assert self._gate.wait(600), "the test never opened the gate"
         return self._model.predict(clips)
 
     def open(self) -> None:
@@ -76,7 +76,7 @@ def test_a_step_does_not_wait_for_its_prediction():
     env = wrap(model)
     env.reset()
     rewards = [env.step(0) for _ in range(5)]  # the gate is closed: none of these can wait
-    assert model.entered.wait(20)
+    assert model.entered.wait(600)
     assert [reward for _, reward, *_ in rewards] == [0.0] * 5
     assert [info["robometer/for_step"] for *_, info in rewards] == [1] * 5
     assert [info["robometer/delay"] for *_, info in rewards] == [0, 1, 2, 3, 4]
@@ -149,11 +149,11 @@ def test_rewards_arrive_with_the_number_of_their_step():
 def test_success_ends_the_episode_when_the_verdict_arrives():
     """The robot would go on after success, or the episode end before anything was seen."""
     model = GatedModel(success=0.9)
-    env = wrap(model, CountingEnv(lengths=[50], success=[False]), predict_every=1)
+    env = wrap(model, CountingEnv(lengths=[60_000], success=[False]), predict_every=1)
     env.reset()
     assert not any(env.step(0)[2] for _ in range(5))
     model.open()
-    for _ in range(40):
+    for _ in range(50_000):  # ten minutes
         _, _, terminated, truncated, info = env.step(0)
         if terminated:
             break
@@ -301,7 +301,7 @@ def test_close_ends_the_thread():
         assert set(threading.enumerate()) - before
         env.close()
         for thread in set(threading.enumerate()) - before:
-            thread.join(20)
+            thread.join(600)
         assert not set(threading.enumerate()) - before
 
 

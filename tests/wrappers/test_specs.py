@@ -70,6 +70,9 @@ SETTINGS: dict[str, Any] = {
     "frame_size": 32,
     "max_black_frames": 3,
     "on_error": "hold",
+    "background": False,
+    "max_wait": 0.5,
+    "timeout": 9.0,
 }
 
 
