@@ -47,10 +47,6 @@ _LOADING_HELP = {
     "predictions (default: send them as they are)",
 }
 
-# Of background predictions: a command waits for its predictions, and --timeout is the server's.
-_WITHOUT_OPTION = ("background", "max_wait", "timeout")
-_SETTINGS = tuple(f.name for f in fields(RewardSettings) if f.name not in _WITHOUT_OPTION)
-
 
 def add_common_options(
     parser: argparse.ArgumentParser, out: Path, run: Callable[[argparse.Namespace], None]
@@ -108,27 +104,26 @@ def load_model(model: LazyRewardModel) -> None:
         raise MissingDependencyError(str(error)) from error
 
 
-def add_setting_options(
-    parser: argparse.ArgumentParser, names: Collection[str] = _SETTINGS
-) -> None:
+def add_setting_options(parser: argparse.ArgumentParser, names: Collection[str] = ()) -> None:
     """Add an option for each field of `RewardSettings`, with its description from there.
 
     Args:
         parser: of a command.
-        names: of the fields; by default all but those of background predictions.
+        names: of the fields; all of them by default.
     """
     group = parser.add_argument_group("reward settings")
     hints, described = get_type_hints(RewardSettings), _describe_fields(RewardSettings)
     for field in fields(RewardSettings):
-        if field.name in names:
+        if not names or field.name in names:
             shown = f"{described.get(field.name, '')} (default: {field.default})"
             _add_option(group, field.name, hints[field.name], shown.strip())
 
 
 def read_setting_options(
-    arguments: argparse.Namespace, names: Collection[str] = _SETTINGS
+    arguments: argparse.Namespace, names: Collection[str] = ()
 ) -> RewardOptions:
     """Return the settings that were given, of those that `add_setting_options` has added."""
+    names = names or [field.name for field in fields(RewardSettings)]
     given = _read_given(arguments, names)
     if cameras := given.get("camera"):
         several = {name: name for name in cameras}
