@@ -34,7 +34,7 @@ from robometer_gym.models.robometer.engine import (
 )
 from robometer_gym.models.robometer.engine.attention import FlashAttention, PaddedAttention
 from robometer_gym.models.robometer.engine.cuda_graphs import CudaGraphCache, cuda_graph_capture
-from robometer_gym.models.robometer.engine.prompts import Prompts
+from robometer_gym.models.robometer.engine.prompt_segments import Prompts
 from robometer_gym.models.robometer.network import images
 from robometer_gym.models.robometer.network.modeling import empty_model
 from robometer_gym.reward_model import Clip
