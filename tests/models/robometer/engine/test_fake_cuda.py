@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from robometer_gym import RobometerRewardModel
 from robometer_gym.models.robometer.engine import (
     bicubic_resize,
-    cuda_backend,
+    cuda_fast_paths,
     cuda_graphs,
     fused_weights,
 )
@@ -69,11 +69,11 @@ class FakeGpu(TorchDispatchMode):
         self.reads: list[Any] = []
         self.launches = self.waits = self.uploads = 0
         self._fake = FakeTensorMode()
-        patch.setattr(cuda_backend, "select_attention", lambda *_: (kind, "fixed"))
+        patch.setattr(cuda_fast_paths, "select_attention", lambda *_: (kind, "fixed"))
         patch.setattr(
-            cuda_backend, "select_fusion", lambda *_: (lambda function: function, "nothing")
+            cuda_fast_paths, "select_fusion", lambda *_: (lambda function: function, "nothing")
         )
-        patch.setattr(cuda_backend, "cuda_graph_capture", lambda: self._capture)
+        patch.setattr(cuda_fast_paths, "cuda_graph_capture", lambda: self._capture)
         patch.setattr(torch.cuda, "mem_get_info", lambda _: (8 << 30, 8 << 30))
         patch.setattr(Tensor, "pin_memory", lambda tensor: self._pin(tensor))
         patch.setattr(
