@@ -25,7 +25,7 @@ from robometer_gym.envs.scripted_episodes import SCRIPTS, make_scripted_episode
 from robometer_gym.models.robometer.demo import byte_tokenizer, demo_config, random_model
 from robometer_gym.models.robometer.network import RobometerProcessor
 from robometer_gym.models.robometer.network.images import ImageSettings
-from robometer_gym.models.robometer.network.processor import PHRASES
+from robometer_gym.models.robometer.network.prompt_text import PHRASES
 from robometer_gym.training import SamplingSettings, train
 
 SHARES = (0.7, 0.18, 0.1, 0.02, 0.0)  # of SCRIPTS, experts first

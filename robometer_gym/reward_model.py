@@ -6,7 +6,8 @@ imports the other. Knows nothing of environments, rewards or networks.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import os
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -27,6 +28,7 @@ __all__ = [
     "ReleasesStreams",
     "RewardModel",
     "RewardModelError",
+    "check_clips",
     "check_prediction",
     "check_prediction_list",
     "check_predictions",
@@ -77,6 +79,11 @@ class Clip:
         stream: Hashable | None = None,
         steps: Sequence[int] | None = None,
     ) -> None:
+        if isinstance(frames, str | os.PathLike):
+            raise TypeError(
+                f"frames must be arrays, got the path {os.fspath(frames)!r}. "
+                "Read the file first: robometer_gym.data.read_video(path)."
+            )
         self.images: tuple[Frame, ...] = tuple(frames)
         """The T frames one by one, (H, W, 3) uint8 each: read these to touch only the new ones."""
         self.task = check_task(task)
@@ -132,6 +139,13 @@ class Clip:
     def frames(self) -> NDArray[np.uint8]:
         """All frames as one array: (T, H, W, 3) uint8. Stacked on first access."""
         return np.stack(self.images)
+
+    def last(self, count: int) -> Clip:
+        """Return the clip of the last `count` frames, or this one if it has no more."""
+        if len(self) <= count:
+            return self
+        steps = None if self.steps is None else self.steps[-count:]
+        return Clip(self.images[-count:], self.task, self.stream, steps)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -213,13 +227,37 @@ class DescribedRewardModel(Protocol):
     """A reward model that describes itself for reports, beyond its name."""
 
     def describe(self) -> dict[str, str]:
-        """Return the facts that identify the model: "name", and such as "revision", "sha256"."""
+        """Return the facts that identify the model: "name", and such as "revision", "weights"."""
         ...
 
 
 def model_name(model: object) -> str:
     """Return the name of a reward model: its own, or that of its class."""
     return model.name if isinstance(model, NamedRewardModel) else type(model).__name__
+
+
+def check_clips(clips: object) -> list[Clip]:
+    """Return `clips` as a list.
+
+    Raises:
+        TypeError: one clip, frames, or anything else that is no sequence of clips.
+    """
+    if isinstance(clips, Clip):
+        raise TypeError("predict takes a sequence of clips, got one: call predict([clip]).")
+    if isinstance(clips, np.ndarray):
+        raise TypeError(
+            f"predict takes a sequence of clips, got an array {clips.shape}: call "
+            "predict([Clip(frames, task)])."
+        )
+    if not isinstance(clips, Iterable):
+        raise TypeError(f"predict takes a sequence of clips, got {type(clips).__name__}.")
+    listed = list(clips)
+    for clip in listed:
+        if not isinstance(clip, Clip):
+            raise TypeError(
+                f"predict takes clips, got {type(clip).__name__}: make each by Clip(frames, task)."
+            )
+    return listed
 
 
 def check_predictions(clips: Sequence[Clip], predictions: object) -> list[Prediction]:

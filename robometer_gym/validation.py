@@ -109,6 +109,10 @@ def frame_hint(frame: object) -> str:
         return "Drop the alpha channel: frames[..., :3]."
     if len(shape) == 3 and shape[0] == 3 != shape[2]:
         return "Transpose channel-first video with np.moveaxis(frames, 1, -1)."
+    if frame.dtype.kind == "f" and frame.size and frame.max() > 1:
+        return "Convert floats in [0, 255] with frames.round().astype(np.uint8)."
+    if frame.dtype.kind in "iu" and frame.dtype != np.uint8:
+        return "Convert integers in [0, 255] with frames.astype(np.uint8)."
     if frame.dtype.kind == "f":
         return "Convert floats in [0, 1] with (frames * 255).round().astype(np.uint8)."
     return "Pass RGB frames of one size, oldest first."

@@ -274,3 +274,31 @@ def test_arguments_that_are_no_tasks_are_refused(tasks, error, message):
     """The user would look for the mistake in the environments."""
     with pytest.raises(error, match=message):
         check_tasks(tasks, 2)
+
+
+@pytest.mark.parametrize(
+    ("frames", "hint"),
+    [
+        (np.zeros((2, 8, 8, 3), np.int64), r"int64.*integers in \[0, 255\] with frames.astype"),
+        (np.full((2, 8, 8, 3), 200.0), r"floats in \[0, 255\] with frames.round\(\).astype"),
+        (np.full((2, 8, 8, 3), 0.5), r"floats in \[0, 1\] with \(frames \* 255\)"),
+        ("a.mp4", r"got the path 'a.mp4'. Read the file first"),
+    ],
+    ids=["int64", "float 0..255", "float 0..1", "a path"],
+)
+def test_frames_of_another_kind_get_the_right_hint(frames, hint):
+    """The user would follow the hint and show the model noise."""
+    with pytest.raises(TypeError, match=hint):
+        Clip(frames, "open it")
+
+
+@pytest.mark.parametrize("steps", [None, (3, 5, 8)])
+def test_the_last_frames_of_a_clip(steps):
+    """A cropped clip with the steps of other frames would be read from another's cache."""
+    clip = Clip(
+        np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(3, 3), "open it", "a", steps
+    )
+    last = clip.last(2)
+    assert [int(image.max()) for image in last.images] == [1, 2]
+    assert (last.task, last.stream, last.steps) == ("open it", "a", steps and (5, 8))
+    assert clip.last(3) is clip

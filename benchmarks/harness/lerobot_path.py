@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from robometer_gym.models.robometer.network import RobometerModel
-from robometer_gym.models.robometer.network.processor import PHRASES
+from robometer_gym.models.robometer.network.prompt_text import PHRASES
 
 if transformers.__version__.startswith("4."):  # the same classes under other names
     from transformers import Qwen2TokenizerFast as Tokenizer

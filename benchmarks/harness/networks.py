@@ -22,7 +22,7 @@ from robometer_gym.models.robometer.network import (
 from robometer_gym.models.robometer.network.config import SPECIAL_TOKENS
 from robometer_gym.models.robometer.network.images import ImageSettings
 from robometer_gym.models.robometer.network.modeling import empty_model
-from robometer_gym.models.robometer.network.processor import PHRASES
+from robometer_gym.models.robometer.network.prompt_text import PHRASES
 
 __all__ = [
     "RELEASED_ROWS",

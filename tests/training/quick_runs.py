@@ -14,7 +14,8 @@ from robometer_gym import Clip, RobometerRewardModel
 from robometer_gym.data import Episode
 from robometer_gym.models.robometer.demo import byte_tokenizer, demo_config, random_model
 from robometer_gym.models.robometer.network.images import ImageSettings
-from robometer_gym.models.robometer.network.processor import PHRASES, RobometerProcessor
+from robometer_gym.models.robometer.network.processor import RobometerProcessor
+from robometer_gym.models.robometer.network.prompt_text import PHRASES
 from robometer_gym.training.sampler import PreferencePair
 
 TASKS = ("open the drawer", "close the door")

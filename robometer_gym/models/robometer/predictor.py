@@ -6,8 +6,7 @@ The public class of the model half. Knows nothing of environments or rewards.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, get_args
@@ -15,9 +14,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Never
 
 from robometer_gym.models.robometer.engine.engine import Engine
-from robometer_gym.models.robometer.engine.fused_weights import unfuse_parameters
+from robometer_gym.models.robometer.engine.fused_weights import WeightVersions, unfuse_parameters
 from robometer_gym.models.robometer.engine.text_decoder import unsupported_reason
 from robometer_gym.models.robometer.network.checkpoint import (
     CHECKPOINT_FILES,
@@ -25,17 +25,28 @@ from robometer_gym.models.robometer.network.checkpoint import (
     save_checkpoint,
 )
 from robometer_gym.models.robometer.network.config import Format, RobometerConfig
-from robometer_gym.models.robometer.network.devices import resolve_device, resolve_dtype
 from robometer_gym.models.robometer.network.eager import predict_eagerly
 from robometer_gym.models.robometer.network.hub import find_files
+from robometer_gym.models.robometer.network.loading_arguments import (
+    refuse_unknown_arguments,
+    resolve_device,
+    resolve_dtype,
+)
 from robometer_gym.models.robometer.network.modeling import (
     Quantization,
     RobometerModel,
     check_compatible,
 )
-from robometer_gym.models.robometer.network.processor import RobometerProcessor
+from robometer_gym.models.robometer.network.processor import RobometerProcessor, load_processor
 from robometer_gym.models.robometer.network.quantize import check_quantization, quantize
-from robometer_gym.reward_model import CheckpointError, Clip, Prediction, RewardModelError
+from robometer_gym.models.robometer.network.weights_hash import weights_hash
+from robometer_gym.reward_model import (
+    CheckpointError,
+    Clip,
+    Prediction,
+    RewardModelError,
+    check_clips,
+)
 from robometer_gym.validation import check_count
 
 __all__ = ["RobometerRewardModel"]
@@ -83,9 +94,14 @@ class RobometerRewardModel:
         self.model = model.eval()
         self.processor = processor
         self.config = config
+        self.name = type(self).__name__
+        """Hub id or folder of the checkpoint."""
+        self.revision: str | None = None
+        """Commit on the hub."""
         self._max_streams = check_count("max_streams", max_streams)
         self._eager_reason = "engine='eager' was requested" if engine == "eager" else ""
         self._engine: Engine | None = None  # made at the first prediction: it fuses weights
+        self._hash: tuple[WeightVersions, str] | None = None
         self._process = os.getpid()
 
     @classmethod
@@ -101,6 +117,7 @@ class RobometerRewardModel:
         engine: EngineName = "fast",
         max_streams: int = 64,
         quantization: Quantization | None = None,
+        **unknown: Never,
     ) -> RobometerRewardModel:
         """Load a checkpoint in LeRobot's or the authors' format.
 
@@ -115,18 +132,19 @@ class RobometerRewardModel:
             local_files_only: make no connection to the hub.
             engine: "fast" or "eager", see `RobometerRewardModel`.
             max_streams: see `RobometerRewardModel`.
-            quantization: "int8" or "nf4" for a card that is too small for the language model's
-                matrices in 16 bits; "float8" to multiply in 8 bits, for speed, on a GPU of compute
-                capability 8.9 or more (Ada, Hopper) in bfloat16. Changes the numbers, in bfloat16
-                also from engine to engine: small differences of rounding become steps. Such a model
-                cannot be saved or trained.
+            quantization: "int8" or "nf4" to fit on a small card; "float8" for speed, on a GPU of
+                compute capability 8.9 or more (Ada, Hopper) in bfloat16. Changes the numbers, and
+                such a model cannot be saved or trained; see `network.quantize`.
+            **unknown: refused, with a hint for arguments of other libraries.
 
         Raises:
             CheckpointError: it cannot be found, read or trusted; the message has the reason.
             ValueError: an unknown dtype, engine or quantization, or a device that is not there or
                 cannot compute in "float8".
             ImportError: quantization without bitsandbytes or, for "float8", torchao.
+            TypeError: an unknown argument; the message has this package's name for it.
         """
+        refuse_unknown_arguments(unknown)
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         if quantization is not None:
@@ -139,22 +157,17 @@ class RobometerRewardModel:
         model, config = load_checkpoint(folder, device=load_on, dtype=dtype)
         if quantization:
             model = quantize(model, quantization, device)
-        own = folder if (folder / "tokenizer.json").is_file() else config.base_model_id
+        used = load_processor(
+            processor, folder, config, name=id_or_path, local_files_only=local_files_only
+        )
         try:
-            used = RobometerProcessor.from_pretrained(
-                processor or own,
-                local_files_only=local_files_only,
-                predict_pref_progress=config.predict_pref_progress,
-            )
+            check_compatible(model, used)
         except CheckpointError as error:
-            if processor:
-                raise
-            raise CheckpointError(
-                f"Tokenizer and image settings of {os.fspath(id_or_path)!r} were searched in "
-                f"{os.fspath(own)!r}. Name a folder or hub id that has them with processor=... "
-                f"({error})"
-            ) from error
-        return cls(model, used, config, engine=engine, max_streams=max_streams)
+            raise CheckpointError(f"{folder}: {error}") from error
+        revision = folder.name if folder.parent.name == "snapshots" else None
+        made = cls(model, used, config, engine=engine, max_streams=max_streams)
+        made.name, made.revision = os.fspath(id_or_path), revision
+        return made
 
     def save_pretrained(self, path: str | os.PathLike[str], format: Format = "lerobot") -> None:
         """Write a folder that `from_pretrained` reads, tokenizer and image settings included.
@@ -190,10 +203,11 @@ class RobometerRewardModel:
 
         Raises:
             RewardModelError: in a process that was forked after the model had been loaded.
+            TypeError: no sequence of clips.
         """
         self._check_process()
-        clips = list(clips)
-        with self._predicting():
+        clips = check_clips(clips)
+        with self.model.evaluating():
             if (engine := self._fast_engine()) is not None:
                 return engine.predict(clips)
             return predict_eagerly(self.model, self.processor, clips)
@@ -213,7 +227,7 @@ class RobometerRewardModel:
         before another library saves `model`: the fast engine fuses weights, and some libraries do
         not save views.
         """
-        self._engine = None
+        self._engine = self._hash = None
         unfuse_parameters(self.model)
 
     def engine_info(self) -> dict[str, Any]:
@@ -249,23 +263,25 @@ class RobometerRewardModel:
                 f"prefer compares two attempts at one task, got {a.task!r} and {b.task!r}."
             )
         batch = self.processor.encode_preference([(a, b), (b, a)])
-        with self._predicting():
+        with self.model.evaluating():
             a_first, b_first = self.model(batch).preference.sigmoid().tolist()
         return float(a_first + (1.0 - b_first)) / 2.0
 
     def compute_reward(
         self,
         clips: Sequence[Clip],
-        output: Literal["progress", "success"] = "progress",
-        success_threshold: float = 0.5,
+        output: Literal["progress", "success"] | None = None,
+        success_threshold: float | None = None,
     ) -> NDArray[np.float32]:
         """Return one number per clip, as LeRobot's method of this name does.
 
         Args:
-            clips: any number of clips.
+            clips: any number of clips. Of a longer one, only the last `config.max_frames` frames
+                are used.
             output: "progress" of the last frame, or "success": 1.0 where the last frame's success
-                probability is above `success_threshold`, else 0.0.
-            success_threshold: in [0, 1].
+                probability is above `success_threshold`, else 0.0. By default the one of the
+                checkpoint's configuration.
+            success_threshold: in [0, 1]; by default that of the checkpoint's configuration.
 
         Returns:
             (N,) float32 in [0, 1].
@@ -273,13 +289,47 @@ class RobometerRewardModel:
         Raises:
             ValueError: another output, or a threshold that is no probability.
         """
+        output = self.config.reward_output if output is None else output
+        if success_threshold is None:
+            success_threshold = self.config.success_threshold
         if output not in ("progress", "success"):
             raise ValueError(f"output must be 'progress' or 'success', got {output!r}.")
         if not 0.0 <= success_threshold <= 1.0:
             raise ValueError(f"success_threshold must be in [0, 1], got {success_threshold!r}.")
-        last = [getattr(prediction, output)[-1] for prediction in self.predict(clips)]
+        cropped = [clip.last(self.config.max_frames) for clip in check_clips(clips)]
+        last = [getattr(prediction, output)[-1] for prediction in self.predict(cropped)]
         values = np.array(last, np.float32)
         return values if output == "progress" else (values > success_threshold).astype(np.float32)
+
+    def describe(self) -> dict[str, str]:
+        """Return the checkpoint's name, its commit on the hub, dtype, and a hash of the weights.
+
+        The hash of the released model takes seconds on a CPU; it is kept until weights change.
+        Quantized weights have none.
+
+        Example:
+            >>> model = RobometerRewardModel.from_pretrained("demo", device="cpu")
+            >>> sorted(model.describe())
+            ['dtype', 'name', 'weights']
+        """
+        facts = {"name": self.name, "dtype": str(self.model.backbone.dtype).removeprefix("torch.")}
+        if self.revision is not None:
+            facts["revision"] = self.revision
+        if self.model.quantization:
+            return {**facts, "quantization": self.model.quantization}
+        if self._hash is None or self._hash[0].changed():
+            self._hash = WeightVersions(self.model), weights_hash(self.model)
+        return {**facts, "weights": self._hash[1]}
+
+    def __repr__(self) -> str:
+        """Return the checkpoint, its commit on the hub, the engine, the device and the dtype."""
+        revision = f", revision={self.revision!r}" if self.revision else ""
+        engine = "eager" if self._eager_reason else "fast"
+        device, dtype = self.model.backbone.device, self.model.backbone.dtype
+        return (
+            f"RobometerRewardModel({self.name!r}{revision}, engine={engine!r}, "
+            f"device={str(device)!r}, dtype={dtype})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the caches out: another process has other streams."""
@@ -319,16 +369,3 @@ class RobometerRewardModel:
                         max_streams=self._max_streams,
                     )
             return self._engine
-
-    @contextmanager
-    def _predicting(self) -> Iterator[None]:
-        """Switch off the caller's autocast and, if the network is in training, its dropout."""
-        in_training = [m for m in self.model.modules() if m.training] if self.model.training else []
-        for module in in_training:
-            module.training = False
-        try:
-            with torch.autocast(self.model.backbone.device.type, enabled=False):
-                yield
-        finally:
-            for module in in_training:
-                module.training = True

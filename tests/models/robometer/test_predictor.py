@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import multiprocessing
 import pickle
 import warnings
@@ -224,17 +225,22 @@ def test_no_gradients_are_kept(model):
 
 
 def test_compute_reward_is_the_last_frames_progress(model):
-    """As in LeRobot: the reward of an attempt is its present progress."""
+    """As in LeRobot: the reward of an attempt is its present progress, from its last 8 frames."""
     rewards = model.compute_reward(CLIPS)
     assert rewards.shape == (len(CLIPS),)
     assert rewards.dtype == np.float32
-    wanted = [prediction.progress[-1] for prediction in model.predict(CLIPS)]
-    np.testing.assert_array_equal(rewards, wanted)
+    last_frames = [Clip(each.frames[-8:], each.task) for each in CLIPS]
+    expected = [prediction.progress[-1] for prediction in model.predict(last_frames)]
+    np.testing.assert_array_equal(rewards, expected)
+    assert abs(rewards[3] - model.predict(CLIPS[3:4])[0].progress[-1]) > 1e-3, (
+        "12 frames score alike"
+    )
 
 
 def test_compute_reward_is_one_where_success_exceeds_the_threshold(model):
     """As in LeRobot: 0 or 1, by the last frame's success probability."""
-    success = [float(prediction.success[-1]) for prediction in model.predict(CLIPS)]
+    last_frames = [Clip(each.frames[-8:], each.task) for each in CLIPS]
+    success = [float(prediction.success[-1]) for prediction in model.predict(last_frames)]
     between = float(np.median(success))  # of an odd number of clips: one of the values itself
     rewards = model.compute_reward(CLIPS, output="success", success_threshold=between)
     assert rewards.dtype == np.float32
@@ -242,6 +248,36 @@ def test_compute_reward_is_one_where_success_exceeds_the_threshold(model):
     assert 0 < rewards.sum() < len(CLIPS)
     by_default = model.compute_reward(CLIPS, output="success")
     assert by_default.tolist() == [float(value > 0.5) for value in success]
+
+
+def test_compute_reward_takes_the_checkpoints_defaults(folder):
+    """LeRobot's users set output and threshold in config.json: others would be used here."""
+    loaded = RobometerRewardModel.from_pretrained(folder, device="cpu")
+    threshold = float(loaded.predict(CLIPS[:1])[0].success[-1]) - 1e-3
+    loaded.config = dataclasses.replace(
+        loaded.config, reward_output="success", success_threshold=threshold, max_frames=2
+    )
+    assert loaded.compute_reward(CLIPS[:1]).tolist() == [1.0]
+    assert loaded.compute_reward(CLIPS[:1], success_threshold=threshold + 2e-3).tolist() == [0.0]
+    last = Clip(CLIPS[1].frames[-2:], CLIPS[1].task)
+    (progress,) = loaded.compute_reward(CLIPS[1:2], output="progress")
+    assert progress == loaded.predict([last])[0].progress[-1]
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        (CLIPS[0], r"got one: call predict\(\[clip\]\)"),
+        (CLIPS[0].frames, r"got an array \(1, 64, 64, 3\): call predict\(\[Clip\(frames, task\)\]"),
+        ([CLIPS[0].frames], r"got ndarray: make each by Clip"),
+        (3, r"got int"),
+    ],
+    ids=["a clip", "an array", "arrays", "a number"],
+)
+def test_predict_refuses_other_arguments(model, clips, message):
+    """The user would get an AttributeError from within."""
+    with pytest.raises(TypeError, match=message):
+        model.predict(clips)
 
 
 def test_compute_reward_refuses_an_unknown_output(model):

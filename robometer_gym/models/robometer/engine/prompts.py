@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from robometer_gym.models.robometer.network.processor import (
-    RobometerProcessor,
+from robometer_gym.models.robometer.network.processor import RobometerProcessor, token_positions
+from robometer_gym.models.robometer.network.prompt_text import (
     image_label,
     image_text,
     progress_prompt,
-    token_positions,
 )
 
 __all__ = ["Prompts", "Segment"]

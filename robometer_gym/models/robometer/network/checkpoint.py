@@ -7,7 +7,8 @@ still gives rewards. Knows nothing of tokenizers or of predictions.
 from __future__ import annotations
 
 import json
-import os
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from robometer_gym.models.robometer.network.config import Format, RobometerConfig
+from robometer_gym.models.robometer.network.files import check_regular_file, read_mapping
 from robometer_gym.models.robometer.network.modeling import RobometerModel, empty_model
 from robometer_gym.reward_model import CheckpointError
 
@@ -31,28 +33,16 @@ _CONFIG, _RUN, _INDEX = "config.json", "config.yaml", "model.safetensors.index.j
 # Our "backbone." in each format. LeRobot's wrapper holds the model with its
 # language-modelling head, upstream's the one without.
 _BACKBONE: dict[Format, str] = {"lerobot": "model.model.", "upstream": "model."}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EMBEDDING = "backbone.language_model.embed_tokens.weight"
 
 # safetensors keeps one name of two tied tensors, so the embedding may be found under this one.
 _TIED_EMBEDDING = ("model.lm_head.weight", "lm_head.weight")
 
-# Unused leftovers of earlier heads in published files.
-_UNUSED = ("frame_pool_attn.", "similarity_head.")
+_POOLING = "frame_pool_attn.weight"
 
-
-class _PlainLoader(yaml.SafeLoader):
-    """Reads objects of the authors' code, by their tags, as plain dicts and lists."""
-
-
-def _plain(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> object:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return node.value
-
-
-_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+# Unused parts in published files.
+_UNUSED = (_POOLING, "similarity_head.")
 
 
 @torch.inference_mode(False)
@@ -75,36 +65,51 @@ def load_checkpoint(
     config, format_ = _read_config(folder)
     files = _tensor_files(folder)
     names = _model_names(files, format_)
-    rows = _shape(files, names, _EMBEDDING, folder)[0]
-    # The embedding was resized for the added tokens, which not every configuration states.
-    config = config.with_vocabulary(rows)
+    found = _read_shapes(files, names)
+    if len(found.get(_EMBEDDING, ())) != 2:
+        raise CheckpointError(
+            f"Checkpoint {folder} has no token embedding where one was expected; its tensors are "
+            f"called {_few(sorted(files))}. "
+            "Was it saved with another prefix, or from a PEFT model that was not merged?"
+        )
     try:
+        # The embedding was resized for the added tokens, which not every configuration states.
+        config = config.with_vocabulary(found[_EMBEDDING][0])
         model = empty_model(config)
-    except Exception as error:  # transformers checks each value with errors of many kinds
+    except Exception as error:  # transformers checks values with errors of many kinds
         raise CheckpointError(
             f"The configuration of {folder} describes no model that can be built: {error}"
         ) from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _check_names(folder, _BACKBONE[format_], set(names), set(shapes), set(files))
-    state = _read_tensors(files, names, device)
-    wrong = [
-        f"{n} {tuple(t.shape)}, not {shapes[n]}" for n, t in state.items() if t.shape != shapes[n]
-    ]
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = _BACKBONE[format_]
+    _check_names(folder, prefix, set(names), set(expected), set(files))
+    wrong = [f"{n} {found[n]}, not {shape}" for n, shape in expected.items() if found[n] != shape]
     if wrong:
         raise CheckpointError(
-            f"Checkpoint {folder} has {len(wrong)} tensors of another shape than its "
-            f"configured: {'; '.join(wrong[:3])}. Do config.json and the weights belong together?"
+            f"Checkpoint {folder} has {len(wrong)} tensors of another shape than its configuration "
+            f"requires: {'; '.join(wrong[:3])}. Do config.json and the weights belong together?"
         )
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
+    state = {}
+    for name, tensor in _read_tensors(files, names, device):
+        described = f"{_in_file(name, prefix)} in {files[names[name]]}"
+        if tensor.dtype not in _FLOATS:
             raise CheckpointError(
-                f"{_in_file(name, _BACKBONE[format_])} in {folder} is {tensor.dtype}: quantized "
-                "checkpoints are not supported."
+                f"{described} is {tensor.dtype}: quantized checkpoints are not supported."
             )
-        if name.startswith("backbone."):
-            state[name] = tensor.to(dtype)
+        state[name] = tensor.to(dtype) if name.startswith("backbone.") else tensor
+        _check_finite(state[name], described)
     model.load_state_dict(state, assign=True)
     return model.to(device), config
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    """Raise unless all values are finite: a NaN would show at the first prediction only."""
+    low, high = tensor.aminmax()  # a NaN is both; without a copy, unlike isfinite
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(
+            f"{name} has NaN or infinite values in {tensor.dtype}. Is the checkpoint damaged, or "
+            "the dtype too narrow?"
+        )
 
 
 def save_checkpoint(
@@ -122,6 +127,10 @@ def save_checkpoint(
         _in_file(name, _BACKBONE[format_]): _owned(tensor.detach())
         for name, tensor in model.state_dict().items()
     }
+    # LeRobot and the authors always build this layer, unused in this kind, and load it strictly.
+    state[_POOLING] = torch.zeros(
+        1, state["progress_head.0.weight"].shape[1], dtype=model.backbone.dtype
+    )
     dtype = str(model.backbone.dtype).removeprefix("torch.")
     if format_ == "lerobot":
         _write_json(folder / _CONFIG, config.to_lerobot(dtype))
@@ -145,61 +154,64 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _read_config(folder: Path) -> tuple[RobometerConfig, Format]:
-    config = _read_mapping(folder / _CONFIG)
-    if config.get("type") == "robometer":
-        return RobometerConfig.from_lerobot(config), "lerobot"
-    if config.get("model_type") and (folder / _RUN).is_file():
-        return RobometerConfig.from_upstream(config, _read_mapping(folder / _RUN)), "upstream"
+    config = read_mapping(folder / _CONFIG)
+    try:
+        if config.get("type") == "robometer":
+            return RobometerConfig.from_lerobot(config), "lerobot"
+        if config.get("model_type") and (folder / _RUN).exists():
+            return RobometerConfig.from_upstream(config, read_mapping(folder / _RUN)), "upstream"
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The configuration of {folder} describes no model that can be built: {error}"
+        ) from error
     raise CheckpointError(
         f"{folder} is not a Robometer checkpoint: its config.json has no type 'robometer' "
         "(LeRobot's format), and there is no config.yaml beside it (the authors' format)."
     )
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        # JSON is YAML as well, but its own parser is stricter.
-        text = path.read_text()
-        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}). Is this the folder of a checkpoint, "
-            "and was it downloaded whole?"
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a table of settings, got {value!r:.80}.")
-    return value
-
-
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor, by its name in the file."""
     if (folder / _INDEX).is_file():
-        listed = _read_mapping(folder / _INDEX).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
+        listed = read_mapping(folder / _INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not all(map(_is_file_name, listed.values())):
             raise CheckpointError(
-                f"{folder / _INDEX} must hold a weight_map, tensor to file, got {listed!r:.80}."
+                f"{folder / _INDEX} must hold a weight_map, tensor to file, got "
+                f"{reprlib.repr(listed)}."
             )
         paths = sorted({folder / file for file in listed.values()})
     else:
         paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise CheckpointError(f"{folder} holds no *.safetensors file with the weights.")
-    files = {}
+    files: dict[str, Path] = {}
     for path in paths:
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(
                 f"{path} is missing, although {_INDEX} names it. Download the checkpoint again."
             )
-        if not os.access(path, os.R_OK):
-            raise CheckpointError(f"{path} may not be read. Look at its permissions.")
+        check_regular_file(path)
         try:
             with safe_open(path, framework="pt") as opened:
-                files.update(dict.fromkeys(opened.keys(), path))
+                names = opened.keys()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is damaged or was not downloaded whole ({error}). Download it again."
             ) from error
+        if twice := files.keys() & names:
+            raise CheckpointError(
+                f"{files[min(twice)]} and {path} both hold {min(twice)}. Remove the old weights."
+            )
+        files.update(dict.fromkeys(names, path))
     return files
+
+
+def _is_file_name(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode(errors="replace")) <= 255
+        and Path(name).name == name
+    )
 
 
 def _model_names(files: dict[str, Path], format_: Format) -> dict[str, str]:
@@ -216,17 +228,15 @@ def _model_names(files: dict[str, Path], format_: Format) -> dict[str, str]:
     return names
 
 
-def _shape(
-    files: dict[str, Path], names: dict[str, str], name: str, folder: Path
-) -> tuple[int, ...]:
-    if name not in names:
-        raise CheckpointError(
-            f"Checkpoint {folder} has no token embedding where one was expected; its tensors are "
-            f"called {', '.join(sorted(files)[:3])}, ... "
-            "Was it saved with another prefix, or from a PEFT model that was not merged?"
-        )
-    with safe_open(files[names[name]], framework="pt") as opened:
-        return tuple(opened.get_slice(names[name]).get_shape())
+def _read_shapes(files: dict[str, Path], names: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of the network, from the headers of the files alone."""
+    shapes = {}
+    for path in set(files.values()):
+        with safe_open(path, framework="pt") as opened:
+            for ours, name in names.items():
+                if files[name] == path:
+                    shapes[ours] = tuple(opened.get_slice(name).get_shape())
+    return shapes
 
 
 def _in_file(name: str, prefix: str) -> str:
@@ -255,11 +265,9 @@ def _few(names: list[str]) -> str:
 
 def _read_tensors(
     files: dict[str, Path], names: dict[str, str], device: torch.device
-) -> dict[str, Tensor]:
-    state = {}
+) -> Iterator[tuple[str, Tensor]]:
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt", device=str(device)) as opened:
             for ours, name in names.items():
                 if files[name] == path:
-                    state[ours] = opened.get_tensor(name)
-    return state
+                    yield ours, opened.get_tensor(name)

@@ -5,11 +5,26 @@ Reads and writes the dicts of config.json and config.yaml. Knows nothing of weig
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from robometer_gym.models.robometer.network.backbone_config import (
+    check_backbone,
+    with_portable_rope,
+)
+from robometer_gym.models.robometer.network.schema import (
+    Schema,
+    boolean,
+    check_fields,
+    integer,
+    number,
+    one_of,
+    optional,
+    table,
+    text,
+)
 from robometer_gym.reward_model import CheckpointError
 
 __all__ = ["BASE_MODEL", "SPECIAL_TOKENS", "Format", "RobometerConfig"]
@@ -30,6 +45,22 @@ SPECIAL_TOKENS = (
 Source: robometer/utils/setup_utils.py:519-536 at c7f38e2.
 """
 
+_MODEL: Schema = {
+    "base_model_id": text(),
+    "progress_discrete_bins": optional(integer(2, 1024)),
+}
+_DATA: Schema = {"max_frames": optional(integer(1, 1024))}
+_TRAINING: Schema = {"predict_pref_progress": boolean()}
+_SECTIONS: Schema = dict.fromkeys(("model", "data", "training", "loss"), optional(table()))
+_LEROBOT: Schema = {
+    **_MODEL,
+    **_DATA,
+    "progress_discrete_bins": integer(2, 1024),
+    "reward_output": one_of("progress", "success"),
+    "success_threshold": number(0, 1),
+    "vlm_config": table(required=True),
+}
+
 
 @dataclass(frozen=True)
 class RobometerConfig:
@@ -41,11 +72,13 @@ class RobometerConfig:
         progress_bins: K, number of bins of the progress head, from 0 to 1.
         max_frames: maximum clip length in training.
         predict_pref_progress: whether the preference prompt also requests progress.
+        reward_output: default of `RobometerRewardModel.compute_reward`.
+        success_threshold: likewise.
+        other_fields: further fields of LeRobot's config.json, kept for saving.
 
     Example:
-        >>> text = {"vocab_size": 151674, "rope_parameters": {"rope_theta": 5e6}}
-        >>> config = RobometerConfig({"model_type": "qwen3_vl", "text_config": text})
-        >>> config.to_lerobot()["progress_discrete_bins"]
+        >>> from robometer_gym.models.robometer.demo import demo_config
+        >>> demo_config().to_lerobot()["progress_discrete_bins"]
         10
     """
 
@@ -54,16 +87,14 @@ class RobometerConfig:
     progress_bins: int = 10
     max_frames: int = 8
     predict_pref_progress: bool = True
+    reward_output: Literal["progress", "success"] = "progress"
+    success_threshold: float = 0.5
+    other_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.backbone.get("model_type") != "qwen3_vl":
-            raise CheckpointError(
-                "The backbone must be a Qwen3-VL model (model_type 'qwen3_vl'), "
-                f"got {self.backbone.get('model_type')!r}. Other backbones are not supported."
-            )
-        if not isinstance(self.backbone.get("text_config"), dict):
-            raise CheckpointError("The backbone's configuration has no text_config.")
-        object.__setattr__(self, "backbone", _with_portable_rope(self.backbone))
+        backbone = with_portable_rope(self.backbone)
+        check_backbone(backbone)
+        object.__setattr__(self, "backbone", backbone)
 
     def with_vocabulary(self, rows: int) -> RobometerConfig:
         """Return the same with another vocabulary size."""
@@ -81,12 +112,16 @@ class RobometerConfig:
         """
         if not config.get("vlm_config"):
             raise CheckpointError("config.json has no vlm_config, which describes the backbone.")
+        check_fields(config, _LEROBOT)
         _check_kind(config)
         return cls(
-            backbone=dict(config["vlm_config"]),
+            backbone=config["vlm_config"],
             base_model_id=config.get("base_model_id", BASE_MODEL),
             progress_bins=config.get("progress_discrete_bins", 10),
             max_frames=config.get("max_frames") or 8,
+            reward_output=config.get("reward_output", "progress"),
+            success_threshold=config.get("success_threshold", 0.5),
+            other_fields={key: config[key] for key in config if key != "vlm_config"},
         )
 
     @classmethod
@@ -98,27 +133,32 @@ class RobometerConfig:
         Raises:
             CheckpointError: a kind of Robometer that is not supported.
         """
-        model, data = run.get("model") or {}, run.get("data") or {}
+        check_fields(run, _SECTIONS)
+        model, data, training, loss = (run.get(name) or {} for name in _SECTIONS)
+        check_fields(model, _MODEL, "model.")
+        check_fields(data, _DATA, "data.")
+        check_fields(training, _TRAINING, "training.")
         # Defaults of the authors' code, not the values of the released model.
         defaults = {
             "use_multi_image": False,
             "use_per_frame_progress_token": False,
             "progress_loss_type": "l2",
         }
-        _check_kind(
-            {name: model.get(name, data.get(name, value)) for name, value in defaults.items()}
-        )
+        _check_kind({**defaults, **loss, **data, **model})
         return cls(
             backbone={key: value for key, value in config.items() if key != "architectures"},
             base_model_id=model.get("base_model_id", BASE_MODEL),
             progress_bins=model.get("progress_discrete_bins") or 10,
             max_frames=data.get("max_frames") or 8,
-            predict_pref_progress=(run.get("training") or {}).get("predict_pref_progress", False),
+            predict_pref_progress=training.get("predict_pref_progress", False),
         )
 
     def to_lerobot(self, dtype: str = "bfloat16") -> dict[str, Any]:
         """Return LeRobot's config.json; LeRobot casts the weights to `dtype` when it loads them."""
         return {
+            "input_features": {},
+            "output_features": {},
+            **self.other_fields,
             "type": "robometer",
             "base_model_id": self.base_model_id,
             "torch_dtype": dtype,
@@ -127,9 +167,9 @@ class RobometerConfig:
             "progress_loss_type": "discrete",
             "progress_discrete_bins": self.progress_bins,
             "max_frames": self.max_frames,
+            "reward_output": self.reward_output,
+            "success_threshold": self.success_threshold,
             "vlm_config": self.backbone,
-            "input_features": {},
-            "output_features": {},
         }
 
     def to_upstream(self, dtype: str = "bfloat16") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -144,6 +184,11 @@ class RobometerConfig:
             "model": {"base_model_id": self.base_model_id, "torch_dtype": dtype, **shared},
             "data": {"max_frames": self.max_frames, **shared},
             "training": {"predict_pref_progress": self.predict_pref_progress},
+            # Their inference code reads the kind of progress here, with "l2" as its default.
+            "loss": {
+                "progress_loss_type": "discrete",
+                "progress_discrete_bins": self.progress_bins,
+            },
         }
         return {**self.backbone, "architectures": ["RFM"]}, run
 
@@ -158,24 +203,6 @@ def _check_kind(config: Mapping[str, Any]) -> None:
     for name, value in supported.items():
         if config.get(name) not in (value, None):
             raise CheckpointError(
-                f"This checkpoint has {name}={config[name]!r}; only {value!r}, as in the released "
-                "Robometer-4B, is supported."
+                f"This checkpoint has {name}={reprlib.repr(config[name])}; only {value!r}, as in "
+                "the released Robometer-4B, is supported."
             )
-
-
-def _with_portable_rope(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell the rotary settings as transformers 4.57 does: 5.x reads both, 4.57 only its own.
-
-    4.57 would ignore the new spelling and compute with a wrong base.
-    """
-    portable = deepcopy(dict(backbone))
-    text = portable["text_config"]
-    rope = text.pop("rope_parameters", None) or {}
-    if "rope_theta" not in {**text, **rope}:
-        raise CheckpointError(
-            "The backbone's text_config has no rope_theta. A default would be another model's."
-        )
-    if rope:
-        text["rope_theta"] = rope["rope_theta"]
-        text["rope_scaling"] = {key: rope[key] for key in rope if key != "rope_theta"}
-    return portable

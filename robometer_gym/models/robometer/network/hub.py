@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,16 +39,32 @@ def find_files(
     """
     if id_or_path == "demo":
         return Path(str(files("robometer_gym") / "assets" / "demo"))
-    path = Path(id_or_path).expanduser()
-    if path.is_dir():
-        return path
-    if _is_path(id_or_path):
-        problem = "is a file; give the folder that holds it" if path.is_file() else "does not exist"
-        raise CheckpointError(f"The checkpoint folder {os.fspath(id_or_path)!r} {problem}.")
+    name = os.fspath(id_or_path)
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        exists, is_path = path.exists(), isinstance(id_or_path, os.PathLike)
+    except (OSError, RuntimeError, ValueError) as error:  # such as a name that is too long
+        raise CheckpointError(
+            f"The checkpoint {name!r:.200} cannot be looked up: {error}"
+        ) from None
+    if exists:
+        raise CheckpointError(
+            f"The checkpoint folder {name!r} is no folder; give the folder that holds the file."
+        )
+    if is_path or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        hint = (
+            " Did you mean 'demo'?" if get_close_matches(name.lower(), ["demo"], cutoff=0.5) else ""
+        )
+        raise CheckpointError(
+            f"The checkpoint folder {name!r} does not exist.{hint} A hub id has the form "
+            "'name/model'; 'demo' is the small checkpoint of the package."
+        )
     try:
         return Path(
             snapshot_download(
-                os.fspath(id_or_path),
+                name,
                 revision=revision,
                 allow_patterns=list(patterns),
                 local_files_only=local_files_only,
@@ -55,21 +72,15 @@ def find_files(
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         at = f" at revision {revision!r}" if revision else ""
+        if local_files_only:
+            raise CheckpointError(
+                f"{name!r}{at} is neither a folder here nor in the cache of the hub, and "
+                "local_files_only=True allows no download. Load it once without, or give a folder. "
+                f"({type(error).__name__})"
+            ) from None
         raise CheckpointError(
-            f"{os.fspath(id_or_path)!r}{at} is neither a folder here nor in the cache, and could "
-            "not be downloaded from the Hugging Face Hub. Is the id right, and the network up? To "
-            "do without a network, download weights and tokenizer elsewhere and give the folders: "
-            "see 'Where the real weights come from' in the README. "
-            f"({type(error).__name__}: {error})"
+            f"{name!r}{at} is neither a folder here nor in the cache, and could not be downloaded "
+            "from the Hugging Face Hub. Is the id right, and the network up? To do without a "
+            "network, download weights and tokenizer elsewhere and give the folders: see 'Where "
+            f"the real weights come from' in the README. ({type(error).__name__}: {error})"
         ) from None  # its text is the only helpful part
-
-
-def _is_path(id_or_path: str | os.PathLike[str]) -> bool:
-    """Return whether this can only be a path: an id is "name/model"."""
-    if not isinstance(id_or_path, str):
-        return True
-    return (
-        id_or_path.startswith((".", "/", "~"))
-        or id_or_path.count("/") != 1
-        or Path(id_or_path).exists()
-    )

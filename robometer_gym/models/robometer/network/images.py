@@ -17,11 +17,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from robometer_gym.models.robometer.network.schema import (
+    Schema,
+    check_fields,
+    constant,
+    integer,
+    numbers,
+)
 from robometer_gym.reward_model import Frame
 
 __all__ = ["ImageSettings", "smart_size"]
 
 _MAX_ASPECT = 200
+
+_SCHEMA: Schema = {
+    "patch_size": integer(1, 64, required=True),
+    "merge_size": integer(1, 4, required=True),
+    "temporal_patch_size": integer(1, 4, required=True),
+    "image_mean": numbers(3, -10, 10, required=True),
+    "image_std": numbers(3, 1e-3, 10, required=True),
+    "do_rescale": constant(True),
+    "do_normalize": constant(True),
+    "rescale_factor": constant(1 / 255),
+}
 
 
 @dataclass(frozen=True)
@@ -53,13 +71,13 @@ class ImageSettings:
         """Read preprocessor_config.json; keys that do not concern still images are ignored.
 
         Raises:
-            KeyError: a value is missing. Defaults would be those of another model.
+            CheckpointError: a value is missing (a default would be another model's), out of range,
+                or requests another kind of preprocessing.
         """
-        numbers = {
-            key: int(config[key]) for key in ("patch_size", "merge_size", "temporal_patch_size")
-        }
+        check_fields(config, _SCHEMA)
+        sizes = {key: config[key] for key in ("patch_size", "merge_size", "temporal_patch_size")}
         mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-        return cls(**numbers, image_mean=mean, image_std=std)
+        return cls(**sizes, image_mean=mean, image_std=std)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of preprocessor_config.json, readable by transformers as well."""

@@ -5,13 +5,15 @@ Knows nothing of files, of frames or of text: takes an `Encoded` batch.
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
+from robometer_gym.models.robometer.network.backbone_config import known_fields
 from robometer_gym.models.robometer.network.config import RobometerConfig
 from robometer_gym.models.robometer.network.heads import PredictionHead
 from robometer_gym.models.robometer.network.processor import Encoded, RobometerProcessor
@@ -95,6 +97,19 @@ class RobometerModel(nn.Module):
         """See `gradient_checkpointing_enable`."""
         self.backbone.activation_checkpointing_enable(**options)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch off the caller's autocast and, if the network is in training, its dropout."""
+        in_training = [m for m in self.modules() if m.training] if self.training else []
+        for module in in_training:
+            module.training = False
+        try:
+            with torch.autocast(self.backbone.device.type, enabled=False):
+                yield
+        finally:
+            for module in in_training:
+                module.training = True
+
     def _hidden_states(self, batch: Encoded) -> Tensor:
         """Return (B, L, D), in the backbone's dtype."""
         device = self.backbone.device
@@ -128,22 +143,20 @@ def empty_model(config: RobometerConfig, dtype: torch.dtype = torch.float32) -> 
     Its computed buffers (the rotary frequencies) are real, and float32 whatever the dtype.
     """
     with torch.device("meta"):
-        backbone = Qwen3VLModel(_backbone_config(config.backbone)).to(dtype)
+        backbone = Qwen3VLModel(Qwen3VLConfig(**known_fields(config.backbone))).to(dtype)
         model = RobometerModel(backbone, config.progress_bins).to(dtype)
-    # Buffers depend neither on the layers nor on the vocabulary: a model without them has them too.
-    slim = _backbone_config(config.backbone)
-    slim.text_config.num_hidden_layers = slim.vision_config.depth = 0
-    slim.text_config.vocab_size = slim.vision_config.num_position_embeddings = 1
-    slim.vision_config.deepstack_visual_indexes = []
+    # Buffers depend on the rotary settings and the heads' sizes only: build a minimal real model.
+    slim = Qwen3VLConfig(**known_fields(config.backbone))
+    text, vision = slim.text_config, slim.vision_config
+    vision.hidden_size, vision.num_heads = vision.hidden_size // vision.num_heads, 1
+    text.num_hidden_layers = vision.depth = 0
+    text.vocab_size = vision.num_position_embeddings = 1
+    text.hidden_size = vision.out_hidden_size = 1
+    vision.deepstack_visual_indexes = []
     for name, buffer in Qwen3VLModel(slim).named_buffers():
         owner, _, leaf = name.rpartition(".")
         setattr(backbone.get_submodule(owner), leaf, buffer)
     return model.eval()
-
-
-def _backbone_config(config: dict[str, Any]) -> Qwen3VLConfig:
-    # A copy, because transformers 5 adds defaults to the dicts that it takes.
-    return Qwen3VLConfig(**{k: deepcopy(v) for k, v in config.items() if k != "model_type"})
 
 
 def check_compatible(model: RobometerModel, processor: RobometerProcessor) -> None:

@@ -1,7 +1,6 @@
 """Encoding of clips: token ids, positions and patches, the inputs of the backbone.
 
-Writes the prompt as Qwen3-VL's chat template does, so that the result does not depend on a
-template file or on a version of transformers. Knows nothing of weights.
+The text of prompts is in `prompt_text.py`. Knows nothing of weights.
 """
 
 from __future__ import annotations
@@ -11,69 +10,35 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from robometer_gym.models.robometer.network.config import SPECIAL_TOKENS
+from robometer_gym.models.robometer.network.config import SPECIAL_TOKENS, RobometerConfig
+from robometer_gym.models.robometer.network.files import read_mapping
 from robometer_gym.models.robometer.network.hub import find_files
 from robometer_gym.models.robometer.network.images import ImageSettings, image_grids
+from robometer_gym.models.robometer.network.prompt_text import (
+    CHAT_TEMPLATE,
+    image_label,
+    image_text,
+    preference_prompt,
+    progress_prompt,
+)
+from robometer_gym.models.robometer.network.schema import check_fields, table
+from robometer_gym.models.robometer.network.tokenizer import TOKENIZER_FILE, read_tokenizer
 from robometer_gym.reward_model import CheckpointError, Clip
 
-__all__ = ["Encoded", "RobometerProcessor", "image_label", "image_text", "token_positions"]
+__all__ = [
+    "Encoded",
+    "RobometerProcessor",
+    "load_processor",
+    "token_positions",
+]
 
-# The wording is part of the checkpoint: robometer/data/collators/rbm_heads.py:378 and 482-513 at
-# c7f38e2. {task} is put in once, by replace, so that braces in a task stay as they are.
-_PROGRESS_PROMPT = (
-    "The task for the robot is '{task}'. Given the trajectory video, predict the task progress at "
-    "each frame, how far along the robot is towards completing the task, a float between 0 and 1, "
-    "where 0 is the starting state and 1 is when the task is completed. If the robot is not "
-    "performing the same task, predict 0 progress."
-)
-_PREFERENCE_PROMPT = (
-    "Given these two trajectories for the task '{task}', evaluate which one makes more progress "
-    "towards the task. Return A for the first trajectory and B for the second trajectory."
-)
-_PREFERENCE_WITH_PROGRESS = (
-    " Also predict the task progress at each frame of the first trajectory, how far along the "
-    "robot is towards completing the task, a float between 0 and 1, where 0 is the starting state "
-    "and 1 is when the task is completed. If the robot is not performing the same task, predict 0 "
-    "progress."
-)
-
-_USER, _FIRST, _SECOND = "user\n", "This is Trajectory A. ", "This is Trajectory B. "
-_PREFERENCE_REQUEST = "Now predict the preference between the two trajectories."
-
-PHRASES = (
-    _USER,
-    *_PROGRESS_PROMPT.split("{task}"),
-    *_PREFERENCE_PROMPT.split("{task}"),
-    _PREFERENCE_WITH_PROGRESS,
-    _FIRST,
-    _SECOND,
-    _PREFERENCE_REQUEST,
-)
-"""All text in prompts, except the tasks and the numbers of the images."""
-
-_TOKENIZER_FILE = "tokenizer.json"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-def progress_prompt(task: str) -> str:
-    """Return the text of a progress prompt before its first image."""
-    return f"<|im_start|>{_USER}{_PROGRESS_PROMPT.replace('{task}', task)}"
-
-
-def image_label(number: int) -> str:
-    """Return the label of an image; images are numbered from 1 through a prompt."""
-    return f"Picture {number}: "
-
-
-def image_text(tokens: int) -> str:
-    """Return the text of an image of `tokens` tokens, up to its readout token."""
-    return f"<|vision_start|>{'<|image_pad|>' * tokens}<|vision_end|><|prog_token|>"
 
 
 class Sample(NamedTuple):
@@ -172,19 +137,20 @@ class RobometerProcessor:
         """
         folder = find_files(
             id_or_path,
-            (_TOKENIZER_FILE, *_IMAGE_FILES),
+            (TOKENIZER_FILE, *_IMAGE_FILES),
             revision=revision,
             local_files_only=local_files_only,
         )
         return cls(
-            _read_tokenizer(folder),
+            read_tokenizer(folder),
             _read_image_settings(folder),
             predict_pref_progress=predict_pref_progress,
         )
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write tokenizer and image settings into a folder that exists."""
+        """Write tokenizer, chat template and image settings into a folder that exists."""
         self.tokenizer.save_pretrained(path)
+        (Path(path) / "chat_template.jinja").write_text(CHAT_TEMPLATE)
         settings = json.dumps(self.images.to_dict(), indent=2)
         (Path(path) / _IMAGE_FILES[0]).write_text(settings + "\n")
 
@@ -206,18 +172,8 @@ class RobometerProcessor:
 
     def preference_sample(self, a: Clip, b: Clip) -> Sample:
         """Encode one preference prompt; the task is that of `a`."""
-        prompt = _PREFERENCE_PROMPT.replace("{task}", a.task)
-        parts: list[str | Clip] = [
-            f"<|im_start|>{_USER}{prompt}",
-            _PREFERENCE_WITH_PROGRESS if self.predict_pref_progress else "",
-            _FIRST,
-            a,
-            "<|split_token|>",
-            _SECOND,
-            b,
-            f"{_PREFERENCE_REQUEST}<|pref_token|>",
-        ]
-        return self._sample(parts)
+        beginning, middle, end = preference_prompt(a.task, with_progress=self.predict_pref_progress)
+        return self._sample([beginning, a, middle, b, end])
 
     def collate(self, samples: Sequence[Sample]) -> Encoded:
         """Pad samples on the right to one length. Attention is causal, so padding has no effect."""
@@ -303,41 +259,57 @@ def token_positions(is_image: Tensor, grids: Sequence[tuple[int, int]]) -> Tenso
     return torch.cat(spans, dim=1)
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    file = folder / _TOKENIZER_FILE
-    if not file.is_file():
-        raise CheckpointError(
-            f"{folder} has no {_TOKENIZER_FILE}. "
-            "Name a Qwen3-VL model that has one with processor=..."
-        )
-    try:
-        # From this file alone: tokenizer_config.json only adds the name of a class, which differs
-        # between versions of transformers.
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(file), eos_token="<|im_end|>", pad_token="<|endoftext|>"
-        )
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    needed = ("<|im_start|>", "<|vision_start|>", "<|image_pad|>")
-    if missing := [token for token in needed if token not in tokenizer.get_vocab()]:
-        raise CheckpointError(
-            f"The tokenizer in {folder} lacks {missing}: it is not that of a Qwen3-VL model."
-        )
-    return tokenizer
-
-
 def _read_image_settings(folder: Path) -> ImageSettings:
     for name in _IMAGE_FILES:
-        if not (folder / name).is_file():
+        if not (folder / name).exists():
             continue
+        config = read_mapping(folder / name)
         try:
-            config: dict[str, Any] = json.loads((folder / name).read_text())
-            return ImageSettings.from_dict(config.get("image_processor", config))
-        except (ValueError, KeyError, TypeError) as error:
+            settings = config.get("image_processor", config)
+            check_fields({"image_processor": settings}, {"image_processor": table()})
+            return ImageSettings.from_dict(settings)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{folder / name} does not hold a Qwen3-VL image processor's settings: {error!r}."
+                f"{folder / name} does not hold a Qwen3-VL image processor's settings: {error}"
             ) from error
     raise CheckpointError(
         f"{folder} has neither {' nor '.join(_IMAGE_FILES)}. "
         "Name a Qwen3-VL model that has one with processor=..."
     )
+
+
+def load_processor(
+    processor: str | os.PathLike[str] | None,
+    folder: Path,
+    config: RobometerConfig,
+    *,
+    name: str | os.PathLike[str],
+    local_files_only: bool,
+) -> RobometerProcessor:
+    """Load the processor of a checkpoint: the given one, its own, or that of its base model.
+
+    Args:
+        processor: hub id or folder, or None.
+        folder: of the checkpoint.
+        config: of the checkpoint.
+        name: of the checkpoint, for messages.
+        local_files_only: make no connection to the hub.
+
+    Raises:
+        CheckpointError: not found, or not that of a Qwen3-VL model.
+    """
+    own = folder if (folder / TOKENIZER_FILE).exists() else config.base_model_id
+    try:
+        return RobometerProcessor.from_pretrained(
+            processor or own,
+            local_files_only=local_files_only,
+            predict_pref_progress=config.predict_pref_progress,
+        )
+    except CheckpointError as error:
+        if processor:
+            raise
+        raise CheckpointError(
+            f"Tokenizer and image settings of {os.fspath(name)!r} were searched in "
+            f"{os.fspath(own)!r}. Name a folder or hub id that has them with processor=... "
+            f"({error})"
+        ) from error

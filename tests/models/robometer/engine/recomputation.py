@@ -21,7 +21,7 @@ from robometer_gym.models.robometer.network import (
     RobometerProcessor,
 )
 from robometer_gym.models.robometer.network.images import ImageSettings
-from robometer_gym.models.robometer.network.processor import PHRASES
+from robometer_gym.models.robometer.network.prompt_text import PHRASES
 from robometer_gym.reward_model import Clip, Frame, Prediction
 from robometer_gym.tracking.window import Sampling
 

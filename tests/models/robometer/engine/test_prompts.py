@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from robometer_gym.models.robometer.demo import byte_tokenizer
 from robometer_gym.models.robometer.engine.prompts import Prompts
 from robometer_gym.models.robometer.network.images import ImageSettings
-from robometer_gym.models.robometer.network.processor import PHRASES, RobometerProcessor
+from robometer_gym.models.robometer.network.processor import RobometerProcessor
+from robometer_gym.models.robometer.network.prompt_text import PHRASES
 from robometer_gym.reward_model import Clip
 from robometer_gym.validation import check_task
 from tests.models.robometer.reference import REAL_PROCESSOR

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import shutil
 import time
@@ -15,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from transformers import Qwen3VLConfig
+from safetensors.torch import load_file, load_model, save_file
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
 
 from robometer_gym import CheckpointError, RobometerRewardModel
 from robometer_gym.models.robometer.demo import make_random_checkpoint
+from robometer_gym.models.robometer.network import hub
 from robometer_gym.models.robometer.network.config import Format
 from robometer_gym.reward_model import Clip, RewardModelError
 from tests.models.robometer.reference import (
@@ -28,6 +31,7 @@ from tests.models.robometer.reference import (
     encode,
     load_processor,
     preference_message,
+    progress_message,
 )
 
 FORMATS: tuple[Format, ...] = ("lerobot", "upstream")
@@ -55,7 +59,7 @@ def clips() -> list[Clip]:
     return [Clip(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), "open it") for shape in shapes]
 
 
-def load(folder: Path | str, **options) -> RobometerRewardModel:
+def load(folder: Path | str, **options: Any) -> RobometerRewardModel:
     return RobometerRewardModel.from_pretrained(folder, device="cpu", **options)
 
 
@@ -223,6 +227,65 @@ def test_saved_config_is_parsed_by_lerobot(model, tmp_path):
     assert [file.name for file in (tmp_path / "saved").glob("*.safetensors*")] == [
         "model.safetensors"
     ]
+
+
+def test_saved_weights_load_strictly_in_lerobot(model, tmp_path):
+    """LeRobot builds a pooling layer in every kind, and refuses a file without its weight."""
+    model.save_pretrained(tmp_path / "saved", format="lerobot")
+    hidden_size = model.model.backbone.config.text_config.hidden_size
+    wrapper: Any = torch.nn.Module()  # with LeRobot's names, and its tied embedding
+    wrapper.model = torch.nn.Module()
+    wrapper.model.model = copy.deepcopy(model.model.backbone)
+    embedding = wrapper.model.model.get_input_embeddings()
+    wrapper.model.lm_head = torch.nn.Linear(hidden_size, embedding.num_embeddings, bias=False)
+    wrapper.model.lm_head.weight = embedding.weight
+    for head in HEADS:
+        setattr(wrapper, head, copy.deepcopy(getattr(model.model, head)))
+    wrapper.frame_pool_attn = torch.nn.Linear(hidden_size, 1, bias=False)
+    for parameter in wrapper.parameters():
+        parameter.data.fill_(7)
+    load_model(wrapper, tmp_path / "saved" / "model.safetensors", strict=True)
+    assert not wrapper.frame_pool_attn.weight.any()
+    for name, tensor in model.model.backbone.state_dict().items():
+        assert torch.equal(wrapper.model.model.state_dict()[name], tensor), name
+
+
+def test_the_authors_inference_code_finds_the_kind_of_progress(model, tmp_path):
+    """It reads the `loss` section, with "l2" as default: raw logits would pass for progress."""
+    model.save_pretrained(tmp_path / "saved", format="upstream")
+    run = yaml.safe_load((tmp_path / "saved" / "config.yaml").read_text())
+    assert run["loss"] == {"progress_loss_type": "discrete", "progress_discrete_bins": 10}
+
+
+def test_saving_keeps_the_users_fields(lerobot, tmp_path):
+    """A license, a camera key or a success threshold would silently be lost."""
+    own: Config = {
+        "license": "mit",
+        "tags": ["robot"],
+        "image_key": "front",
+        "task_key": "instruction",
+    }
+    own |= {"default_task": "open it", "reward_output": "success", "success_threshold": 0.9}
+    own["input_features"] = {"front": {"type": "VISUAL", "shape": [3, 64, 64]}}
+    edit_config(lerobot, lambda config: config.update(own))
+    load(lerobot).save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert {name: saved[name] for name in own} == own
+    load(tmp_path / "saved")
+
+
+def test_transformers_writes_the_same_prompt_from_a_saved_folder(model, tmp_path):
+    """LeRobot's encoder takes its chat template from the folder: without one it fails."""
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved")
+    (one,) = clips()[1:]
+    text = tokenizer.apply_chat_template(
+        progress_message(one), tokenize=False, add_generation_prompt=False, add_vision_id=True
+    )
+    ours = model.processor.encode([one]).input_ids[0].tolist()
+    pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    single = [token for n, token in enumerate(ours) if token != pad or ours[n - 1] != pad]
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == single
 
 
 def test_loading_and_saving_leaves_the_backbones_settings_alone(folder, tmp_path):
@@ -714,3 +777,56 @@ def test_unreadable_weights_are_not_reported_as_damaged(lerobot, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
     with pytest.raises(CheckpointError, match="may not be read"):
         RobometerRewardModel.from_pretrained(lerobot, device="cpu")
+
+
+def test_a_misspelt_demo_is_recognized():
+    """The user would be sent to the network, or told that a folder is missing."""
+    with pytest.raises(CheckpointError, match=r"'dmeo' does not exist\. Did you mean 'demo'\?"):
+        load("dmeo")
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("torch_dtype", r"called dtype here"),
+        ("device_map", r"called device here"),
+        ("load_in_4bit", r"quantization='nf4'"),
+        ("dtipe", r"See its docstring"),
+    ],
+)
+def test_arguments_of_other_libraries_are_named(argument, hint):
+    """The user would not find out which argument takes its place."""
+    with pytest.raises(TypeError, match=rf"no argument '{argument}'\. .*{hint}"):
+        load("demo", **{argument: "auto"})
+
+
+def test_a_model_reports_its_checkpoint(originals):
+    """A report could not be traced to the weights that made it."""
+    name = str(originals["lerobot"])
+    one = load(name)
+    assert repr(one).startswith(f"RobometerRewardModel({name!r}, engine='fast', device='cpu'")
+    total = hashlib.sha256()
+    for name_there, tensor in one.model.named_parameters():
+        bits = tensor.detach().numpy().astype(np.float32).ravel().view(np.int32).astype(int)
+        order = np.arange(len(bits)) % 8191 + 1
+        total.update(f"{name_there} {tuple(tensor.shape)} ".encode())
+        total.update(f"{bits.sum()} {(bits * order).sum()}\n".encode())
+    weights = total.hexdigest()[:12]
+    assert one.describe() == {"name": name, "dtype": "float32", "weights": weights}
+    assert load(originals["upstream"]).describe()["weights"] == weights
+    one.predict(clips())  # fuses weights
+    assert one.describe()["weights"] == weights
+    with torch.no_grad():
+        one.model.get_parameter("success_head.4.bias").add_(1e-6)
+    assert one.describe()["weights"] != weights
+
+
+def test_a_download_reports_its_revision(originals, tmp_path, monkeypatch):
+    """A branch moves: the commit is needed to load the same weights again."""
+    snapshot = tmp_path / "snapshots" / "beef63bc914c5c189329"
+    shutil.copytree(originals["lerobot"], snapshot)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    model = load("lerobot/Robometer-4B")
+    assert model.describe()["name"] == "lerobot/Robometer-4B"
+    assert model.describe()["revision"] == "beef63bc914c5c189329"
+    assert "('lerobot/Robometer-4B', revision='beef63bc914c5c189329', " in repr(model)
