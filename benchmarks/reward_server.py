@@ -1,6 +1,6 @@
 """Overhead of a reward server: milliseconds per query, bytes per query, clips per second.
 
-Quantities:
+Quantity:
     - "overhead": p50 of a query of one stream through a server on this machine, minus p50 of the
       same query in this process; both alternate, so other work meets both. Bar: 1 ms.
     - "bytes": bodies of an 8-frame window that grows by one frame per query, against the frames of
@@ -16,6 +16,7 @@ Hardware: as many CPU cores as there are, no GPU, loopback. Other work shows as 
     python benchmarks/reward_server.py
     python benchmarks/reward_server.py --models timed --seconds 20
     python benchmarks/reward_server.py --soak 100000
+    python benchmarks/reward_server.py --replicas 1 2  # with Ray: a model of 50 ms for each clip
 """
 
 from __future__ import annotations
@@ -245,6 +246,44 @@ def soak(requests: int, clients: int = 8, episode: int = 20) -> list[dict[str, i
     return samples
 
 
+def measure_replicas(replicas: int, seconds: float, clients: int = 16) -> float:
+    """Return clips per second of Ray replicas whose model takes 50 ms for each clip."""
+    import ray
+    from ray import serve as ray_serve
+
+    from robometer_gym.serve.ray import make_application, serve_on_ray
+
+    ray.init(num_cpus=replicas + 2, include_dashboard=False, log_to_driver=False)
+    model = LazyRewardModel(TimedModel(0.05))
+    url = serve_on_ray(
+        make_application(model, replicas=replicas, limits=Limits(batch=1)), port=8990
+    )
+    done = [0] * clients
+    end = threading.Event()
+
+    def predict(client: int) -> None:
+        remote = RemoteRewardModel(url)
+        streams = [growing_windows((64, 64), (client, number)) for number in range(2)]
+        while not end.is_set():
+            remote.predict([next(stream) for stream in streams])
+            done[client] += len(streams)
+        remote.close()
+
+    threads = [threading.Thread(target=predict, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    time.sleep(5.0)  # connections and streams of both replicas
+    before, started = sum(done), time.perf_counter()
+    time.sleep(seconds)
+    rate = (sum(done) - before) / (time.perf_counter() - started)
+    end.set()
+    for thread in threads:
+        thread.join()
+    ray_serve.shutdown()
+    ray.shutdown()
+    return rate
+
+
 def main() -> None:
     """Measure, print tables, and last one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -255,7 +294,16 @@ def main() -> None:
     parser.add_argument("--client-processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--soak", type=int, metavar="N", help="only send N requests")
+    parser.add_argument("--replicas", type=int, nargs="+", metavar="N", help="only measure Ray")
     arguments = parser.parse_args()
+    if arguments.replicas:
+        rates = {
+            number: measure_replicas(number, arguments.seconds) for number in arguments.replicas
+        }
+        for number, rate in rates.items():
+            print(f"{number} Ray replicas: {rate:.1f} clips/s, {rate / min(rates.values()):.2f} x")
+        print_json("reward_server", load=os.getloadavg()[0], clips_per_s=rates)
+        return
     if arguments.soak:
         print_json("reward_server", soak=soak(arguments.soak))
         return

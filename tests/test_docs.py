@@ -24,7 +24,11 @@ COMPILED_ONLY = ("the 4B weights", "a GPU")
 ROBOTS = "gymnasium-robotics and EGL"
 
 # Numbers that take minutes on a page are replaced by small ones.
-SHORT = {"agent.learn(60_000": "agent.learn(512", "max_steps=500": "max_steps=2"}
+SHORT = {
+    "agent.learn(60_000": "agent.learn(512",
+    "episodes=20": "episodes=2",
+    "max_steps=500": "max_steps=2",
+}
 
 
 class Snippet(NamedTuple):
@@ -139,6 +143,19 @@ def test_commands_exist(page, capsys):
             assert all(f"\n{extra} = [" in pyproject for extra in extras), command
         else:
             assert program in ("apt-get", "hf", "source", "git"), command
+
+
+def test_flags_in_the_text_exist(capsys):
+    """A reader would try a flag that is refused."""
+    known = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py"))
+    for command in ("demo", "score", "eval", "train", "serve"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known += capsys.readouterr().out
+    for page in PAGES:
+        for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+            for flag in re.findall(r"(?<![\w-])--[\w-]+", span):
+                assert flag in known, f"{page.name}: {flag}"
 
 
 def slug(heading: str) -> str:

@@ -34,7 +34,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the command; see `robometer_gym.cli.main.main`."""
     arguments = _make_parser().parse_args(argv)
     try:
-        if arguments.out.exists() and not arguments.out.is_dir():
+        if "out" in arguments and arguments.out.exists() and not arguments.out.is_dir():
             raise ValueError(f"--out must be a folder, got the file {arguments.out}.")
         with _log_to_stderr():
             arguments.run(arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -27,8 +26,6 @@ from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.tracking.trace import EpisodeTrace
 from robometer_gym.validation import check_task
 from robometer_gym.wrappers.single import RobometerRewardWrapper
-
-logger = logging.getLogger("robometer_gym")
 
 
 def add_parser(commands: Any) -> None:
@@ -116,10 +113,9 @@ def run(arguments: argparse.Namespace) -> None:
             report, interrupted = error.report, True
     _show(replace(report, policy=arguments.policy), arguments)
     if interrupted:
-        logger.warning(
-            "Interrupted after %d of %d episodes.", len(report.episodes), arguments.episodes
+        raise KeyboardInterrupt(
+            f"Interrupted after {len(report.episodes)} of {arguments.episodes} episodes."
         )
-        raise KeyboardInterrupt
 
 
 def _show(report: Report, arguments: argparse.Namespace) -> None:

@@ -28,5 +28,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_command(argv)
     except KeyboardInterrupt as interrupt:
-        print(f"robometer-gym: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"robometer-gym: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130

@@ -21,6 +21,7 @@ from robometer_gym.tracking.settings import RewardOptions, RewardSettings
 from robometer_gym.validation import MissingDependencyError
 
 __all__ = [
+    "SETTINGS",
     "add_common_options",
     "add_loading_options",
     "add_model_option",
@@ -46,6 +47,11 @@ _LOADING_HELP = {
     "lossy_jpeg_quality": "of a server: send frames as JPEG of this quality, which changes the "
     "predictions (default: send them as they are)",
 }
+
+# An evaluation waits for every prediction.
+_BACKGROUND = ("background", "max_wait", "timeout")
+SETTINGS = tuple(f.name for f in fields(RewardSettings) if f.name not in _BACKGROUND)
+"""The reward settings that make sense on a command line."""
 
 
 def add_common_options(
@@ -104,26 +110,25 @@ def load_model(model: LazyRewardModel) -> None:
         raise MissingDependencyError(str(error)) from error
 
 
-def add_setting_options(parser: argparse.ArgumentParser, names: Collection[str] = ()) -> None:
-    """Add an option for each field of `RewardSettings`, with its description from there.
+def add_setting_options(parser: argparse.ArgumentParser, names: Collection[str] = SETTINGS) -> None:
+    """Add an option for each of some fields of `RewardSettings`, with its description from there.
 
     Args:
         parser: of a command.
-        names: of the fields; all of them by default.
+        names: of the fields.
     """
     group = parser.add_argument_group("reward settings")
     hints, described = get_type_hints(RewardSettings), _describe_fields(RewardSettings)
     for field in fields(RewardSettings):
-        if not names or field.name in names:
+        if field.name in names:
             shown = f"{described.get(field.name, '')} (default: {field.default})"
             _add_option(group, field.name, hints[field.name], shown.strip())
 
 
 def read_setting_options(
-    arguments: argparse.Namespace, names: Collection[str] = ()
+    arguments: argparse.Namespace, names: Collection[str] = SETTINGS
 ) -> RewardOptions:
     """Return the settings that were given, of those that `add_setting_options` has added."""
-    names = names or [field.name for field in fields(RewardSettings)]
     given = _read_given(arguments, names)
     if cameras := given.get("camera"):
         several = {name: name for name in cameras}

@@ -113,5 +113,7 @@ def freeze_statistics(env: Any) -> Iterator[None]:
 def _all_layers(env: Any) -> Iterator[Any]:
     for layer in unwrap(env):
         yield layer
-        for inner in vars(layer).get("envs") or ():
-            yield from unwrap(inner)
+        sub_envs = getattr(layer, "__dict__", {}).get("envs")
+        if isinstance(sub_envs, list | tuple):
+            for sub_env in sub_envs:
+                yield from unwrap(sub_env)

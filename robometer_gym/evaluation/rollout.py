@@ -261,8 +261,10 @@ def _warn_of_undecided(report: Report) -> None:
 
 def _innermost(env: Any) -> Any:
     """Return the environment that knows its id; of several, the first of this process."""
-    several = vars(env.unwrapped).get("envs")
-    return several[0].unwrapped if several else env.unwrapped
+    sub_envs = getattr(env.unwrapped, "__dict__", {}).get("envs")
+    if isinstance(sub_envs, list | tuple) and sub_envs:
+        return sub_envs[0].unwrapped
+    return env.unwrapped
 
 
 def _env_name(env: Any) -> str:

@@ -11,6 +11,7 @@ import os
 import random
 import ssl
 import time
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ from robometer_gym.models.wire import CONTENT_TYPE, PROTOCOL, PROTOCOL_HEADER, S
 from robometer_gym.reward_model import RewardModelError
 
 __all__ = ["TOKEN_VARIABLE", "Deadline", "HTTPClient", "Response", "check_token"]
+
+Body = Sequence[bytes | memoryview]
+"""A request body in parts."""
 
 TOKEN_VARIABLE = "ROBOMETER_GYM_TOKEN"
 
@@ -88,14 +92,14 @@ class HTTPClient:
         self.reachable = True
         """Whether the latest exchange succeeded."""
 
-    def send(self, path: str, body: bytes | None, session: str, deadline: Deadline) -> Response:
+    def send(self, path: str, body: Body | None, session: str, deadline: Deadline) -> Response:
         """Send a request until it is accepted: again after connection errors, 429 and 503.
 
         Every request may be repeated: it names its frames, and a prediction changes nothing.
 
         Args:
             path: of the request.
-            body: None for a GET.
+            body: its parts; None for a GET.
             session: requests with the same session reach the same replica.
             deadline: when to give up.
 
@@ -132,7 +136,7 @@ class HTTPClient:
             wait = min(2 * wait, _LAST_WAIT)
 
     def exchange(
-        self, path: str, body: bytes | None, session: str, deadline: Deadline
+        self, path: str, body: Body | None, session: str, deadline: Deadline
     ) -> tuple[Response, float]:
         """Send a request once; return the response and its Retry-After in seconds.
 
@@ -152,7 +156,7 @@ class HTTPClient:
                 connection.sock.settimeout(remaining)
             try:
                 method = "GET" if body is None else "POST"
-                connection.request(method, self._path + path, body, self._headers(session))
+                connection.request(method, self._path + path, body, self._headers(session, body))
             except (BrokenPipeError, ConnectionResetError):
                 if body is None:
                     raise
@@ -184,6 +188,9 @@ class HTTPClient:
 
     def _check_protocol(self, response: http.client.HTTPResponse) -> None:
         version = response.headers.get(PROTOCOL_HEADER)
+        if version is None and response.status >= 500 and response.status != 503:
+            # A proxy lost its connection to the server, as Ray's does when a replica dies.
+            raise http.client.HTTPException(f"{response.status} {response.reason} from a proxy")
         if version is None and response.status not in (429, 503):  # a proxy may send these
             raise RewardModelError(
                 f"{self.url} responded {response.status} {response.reason} and is not a "
@@ -201,12 +208,14 @@ class HTTPClient:
         context = ssl.create_default_context()
         return http.client.HTTPSConnection(self._host, self._port, context=context)
 
-    def _headers(self, session: str) -> dict[str, str]:
+    def _headers(self, session: str, body: Body | None) -> dict[str, str]:
         headers = {
             PROTOCOL_HEADER: str(PROTOCOL),
             SESSION_HEADER: session,
             "Content-Type": CONTENT_TYPE,
         }
+        if body is not None:
+            headers["Content-Length"] = str(sum(map(len, body)))
         token = self._token
         if token is None and (variable := os.environ.get(TOKEN_VARIABLE)):
             token = check_token(variable.strip(), TOKEN_VARIABLE)

@@ -133,8 +133,8 @@ class LazyRewardModel:
         return self._options.copy()
 
     def describe(self) -> dict[str, str]:
-        """Return name and options, and of a loaded model its own description."""
-        facts = {name: str(value) for name, value in self._options.items() if name != "token"}
+        """Return name and options but the token, and of a loaded model its own description."""
+        facts = {n: str(value) for n, value in self._options.items() if n != "token"}
         if isinstance(self._model, DescribedRewardModel):
             facts |= self._model.describe()
         return {**facts, "name": self.name}

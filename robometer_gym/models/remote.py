@@ -135,7 +135,7 @@ class RemoteRewardModel:
         session = state.session(released.number % (state.sessions or 1))
         try:
             state.http.exchange(
-                "/v1/release", json.dumps([released.name]).encode(), session, deadline
+                "/v1/release", [json.dumps([released.name]).encode()], session, deadline
             )
         except (OSError, http.client.HTTPException, RewardModelError) as error:
             logger.info("%s could not release a stream: %s", self.name, error)

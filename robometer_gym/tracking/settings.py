@@ -69,9 +69,10 @@ class RewardSettings:
         max_frames: most frames that the model is shown at once, >= 1. 8 is what the released
             checkpoint was trained with.
         sampling: which of the kept frames are shown: "linspace" spreads them over the whole
-            episode, first and current one always in (the authors' rule); "tail" shows the last
-            ones (LeRobot's rule); "anchored" mostly appends, which an engine with a cache can
-            use. See `robometer_gym.tracking.window.FrameHistory`.
+            episode, first and current one always in (the authors' rule, exact up to
+            `8 * max_frames` kept frames and without their padding of short windows); "tail" shows
+            the last ones (LeRobot's rule); "anchored" mostly appends, which an engine with a cache
+            can use. See `robometer_gym.tracking.window.FrameHistory`.
         mode: "replace": the model's reward alone; "shape": added to the environment's.
         signal: "delta": the progress made since the previous prediction, 0 between predictions;
             "potential": gamma * progress after - progress before on each step, where progress

@@ -56,7 +56,10 @@ class FrameHistory:
         max_frames: most frames in a window, >= 1. With 1 it is the newest, whatever the rule.
         sampling: which frames are in it:
             "linspace": spread evenly over the whole episode, the first and the newest always in,
-            by `linspace_indices` (the authors' rule for online RL).
+            by `linspace_indices` (the authors' rule for online RL). Exact up to `8 * max_frames`
+            appended frames. After that a frame is at most an eighth of the window's spacing away
+            from the exact one, because memory is bounded. A window of fewer than `max_frames`
+            frames stays short; the authors repeat its last frame.
             "tail": the newest `max_frames` (LeRobot's rule).
             "anchored": every `stride`-th frame and the newest; the stride doubles when
             `max_frames` is reached. Windows mostly grow at the end, which a model that keeps its

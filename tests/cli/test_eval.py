@@ -319,6 +319,4 @@ def test_ctrl_c_keeps_finished_episodes(tmp_path, model, capsys):
     assert evaluate(tmp_path, "--episodes", "5") == 130
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [episode["seed"] for episode in report["episodes"]] == [0, 1]
-    err = capsys.readouterr().err
-    assert "Interrupted after 2 of 5 episodes." in err
-    assert err.endswith("robometer-gym: interrupted\n")
+    assert "robometer-gym: Interrupted after 2 of 5 episodes.\n" in capsys.readouterr().err

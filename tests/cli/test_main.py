@@ -184,7 +184,8 @@ def test_every_loading_option_and_setting_is_on_the_command_line():
     every_loading = LOADING | REMOTE_LOADING
     # Every user of the machine can read a token in the list of processes.
     assert every_loading.keys() | {"token"} == get_type_hints(LoadingOptions).keys()
-    assert SETTINGS.keys() == {field.name for field in fields(RewardSettings)}
+    background = {"background", "max_wait", "timeout"}  # an evaluation waits for predictions
+    assert SETTINGS.keys() == {field.name for field in fields(RewardSettings)} - background
     parser = argparse.ArgumentParser()
     options.add_loading_options(parser)
     options.add_setting_options(parser)

@@ -96,3 +96,18 @@ def test_the_command_serves_the_demo_checkpoint_until_it_is_terminated(tmp_path)
     assert errors == ""
     (other,) = RobometerRewardModel.from_pretrained("demo", device="cpu").predict([CLIP])
     np.testing.assert_allclose(mine.progress, other.progress, rtol=0, atol=1e-5)
+
+
+def test_replicas_need_ray(capsys):
+    """A second replica would be named, and never be there."""
+    assert main(["serve", "--model", "demo", "--replicas", "2"]) == 2
+    assert "--replicas and --max-replicas need --ray" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray
+def test_a_public_address_requires_a_token_on_ray_too(capsys, monkeypatch):
+    """Anyone in the network could use the cluster."""
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert main(["serve", "--ray", "--model", "demo", "--host", "0.0.0.0"]) == 2
+    assert "so it needs a token" in capsys.readouterr().err

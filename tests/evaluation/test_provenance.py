@@ -20,6 +20,8 @@ def test_a_model_describes_itself_as_far_as_it_can():
     assert describe_model(Described())["sha256"] == "0ff1ce"
     by_name = LazyRewardModel("a/b", revision="v2", dtype="float16")
     assert describe_model(by_name) == {"name": "a/b", "revision": "v2", "dtype": "float16"}
+    remote = LazyRewardModel("http://127.0.0.1:1", token="secret", timeout=3.0)
+    assert describe_model(remote) == {"name": "http://127.0.0.1:1", "timeout": "3.0"}
     assert describe_model(LazyRewardModel(Described()))["revision"] == "abc123"
 
 
