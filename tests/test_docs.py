@@ -148,7 +148,7 @@ def test_commands_exist(page, capsys):
 def test_flags_in_the_text_exist(capsys):
     """A reader would try a flag that is refused."""
     known = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py"))
-    for command in ("demo", "score", "eval", "train"):
+    for command in ("demo", "score", "eval", "train", "serve"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         known += capsys.readouterr().out
