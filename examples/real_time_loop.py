@@ -1,14 +1,10 @@
-"""A 10 Hz control loop whose reward model takes 300 ms: the loop does not wait.
+"""Control loop at 10 Hz whose reward model takes 300 ms: the loop does not wait.
 
-Runs the built-in environment at 10 Hz with `background=True` and prints the period of the loop
-(median, 99th percentile, maximum) and how many steps late rewards arrived. Then runs the same
-actions without the clock and in step with the model, and compares the rewards of every step.
-Takes as long as the loop, 50 seconds for 500 steps; no GPU.
-
-    python examples/real_time_loop.py --steps 500
+You will see: the period of the loop (median, 99th percentile, maximum) with `background=True`, the
+delay of late rewards in steps, and that every reward equals that of a loop that waits.
+Command: python examples/real_time_loop.py [--steps 500]
+Hardware: any, without a GPU; as long as the loop takes, 50 seconds for 500 steps.
 """
-
-from __future__ import annotations
 
 import argparse
 import time
@@ -42,15 +38,11 @@ class SlowModel:
 
 def run(steps: int, seconds: float, background: bool) -> tuple[list[EpisodeTrace], Any, list[int]]:
     """Return the ended traces, the periods within episodes, and the delay of each reward."""
+    robot = gym.make(ENV_ID, task=TASKS[0], render_mode="rgb_array", terminate_on_success=False)
     env = RobometerRewardWrapper(
-        gym.make(ENV_ID, task=TASKS[0], render_mode="rgb_array", terminate_on_success=False),
-        TASKS[0],
-        SlowModel(seconds),
-        background=background,
-        terminate_on_success=False,
+        robot, TASKS[0], SlowModel(seconds), background=background, terminate_on_success=False
     )
-    traces: list[EpisodeTrace] = []
-    periods, delays = [], []
+    traces, periods, delays = list[EpisodeTrace](), [], []
     with TraceRecorder(env.tracker, traces.append):
         over, tick = True, 0.0
         for number in range(steps):
@@ -63,30 +55,25 @@ def run(steps: int, seconds: float, background: bool) -> tuple[list[EpisodeTrace
             delays.append(info.get("robometer/delay", 0))
             if background:
                 time.sleep(max(0.0, tick + PERIOD - time.perf_counter()))
-                now = time.perf_counter()
                 if not over:  # the end waits for the rewards that are owed
-                    periods.append(now - tick)
-                tick = now
+                    periods.append(time.perf_counter() - tick)
+                tick = time.perf_counter()
     env.close()
     return [trace for trace in traces if trace.ended], np.array(periods), delays
 
 
 def main() -> None:
-    """Run both loops and print what they show."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run both loops and compare their rewards."""
+    parser = argparse.ArgumentParser(description="Control loop that does not wait for rewards.")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--model-seconds", type=float, default=0.3)
-    options = parser.parse_args()
-    late, periods, delays = run(options.steps, options.model_seconds, background=True)
+    steps = parser.parse_args().steps
+    late, periods, delays = run(steps, seconds=0.3, background=True)
     median, p99 = np.percentile(1000 * periods, [50, 99])
     print(f"period: median {median:.1f} ms, p99 {p99:.1f} ms, max {1000 * periods.max():.1f} ms")
     print(f"rewards: at most {max(delays)} steps late")
-    now, _, _ = run(options.steps, 0.0, background=False)
-    difference = max(
-        abs(mine.reward - its.reward)
-        for one, other in zip(late, now, strict=True)
-        for mine, its in zip(one.steps, other.steps, strict=True)
-    )
+    now, _, _ = run(steps, seconds=0.0, background=False)
+    ours, theirs = ([s.reward for trace in traces for s in trace.steps] for traces in (late, now))
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     print(f"largest difference from the rewards of a loop that waits: {difference:.1e}")
 
 

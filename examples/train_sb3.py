@@ -12,6 +12,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,16 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from robometer_gym import RobometerRewardModel, RobometerRewardWrapper
+from robometer_gym import RobometerRewardModel, RobometerRewardWrapper, sb3
 from robometer_gym.envs import ENV_ID, TASKS
 from robometer_gym.evaluation import Report, evaluate, plot_learning_curves
-from robometer_gym.sb3 import (
-    LateDictReplayBuffer,
-    LateDictRolloutBuffer,
-    LateReplayBuffer,
-    LateRewards,
-    LateRolloutBuffer,
-    RobometerCallback,
-    make_robometer_vec_env,
-)
 
 FRESH = 500_000  # seeds that no training has seen
 NUM_ENVS = 8
 ALGORITHMS: dict[str, Any] = {"ppo": PPO, "sac": SAC}
 LATE_BUFFERS: dict[str, Any] = {  # kind, for arrays, for dicts
-    "ppo": ("rollout", LateRolloutBuffer, LateDictRolloutBuffer),
-    "sac": ("replay", LateReplayBuffer, LateDictReplayBuffer),
+    "ppo": ("rollout", sb3.LateRolloutBuffer, sb3.LateDictRolloutBuffer),
+    "sac": ("replay", sb3.LateReplayBuffer, sb3.LateDictReplayBuffer),
 }
 # Tuned for the built-in environment; others get the algorithm's defaults.
 DECAYING: dict[str, Any] = {"learning_rate": lambda left: 1e-3 * left, "gamma": 0.95}
@@ -65,7 +57,7 @@ def make_agent(chosen: argparse.Namespace, venv: Any, seed: int) -> Any:
     if chosen.late:
         kind, *buffers = LATE_BUFFERS[chosen.algorithm]
         options[f"{kind}_buffer_class"] = buffers[dicts]
-        options[f"{kind}_buffer_kwargs"] = {"late": LateRewards(venv)}
+        options[f"{kind}_buffer_kwargs"] = {"late": sb3.LateRewards(venv)}
     device = "cpu" if built_in else "auto"
     return ALGORITHMS[chosen.algorithm](policy, venv, seed=seed, device=device, **options)
 
@@ -81,19 +73,13 @@ def train(chosen: argparse.Namespace, model: RobometerRewardModel, out: Path, se
     built_in = chosen.env == ENV_ID
     # The environment's own end at success would be a hint: the model ends episodes.
     env_kwargs = {"task": chosen.task, "terminate_on_success": False} if built_in else {}
-    settings: dict[str, Any] = dict(EVERY_STEP) if chosen.algorithm == "sac" else {}
+    settings: dict[str, Any] = {"success_bonus": 1.0, "background": chosen.background}
+    if chosen.algorithm == "sac":
+        settings |= EVERY_STEP
     if chosen.late:  # success is detected after the rollout, too late to end an episode
         settings |= {"late": True, "terminate_on_success": False}
-    venv = make_robometer_vec_env(
-        chosen.env,
-        chosen.task,
-        NUM_ENVS,
-        model,
-        env_kwargs=env_kwargs,
-        success_bonus=1.0,
-        background=chosen.background,
-        **settings,
-    )
+    envs = chosen.env, chosen.task, NUM_ENVS, model
+    venv = sb3.make_robometer_vec_env(*envs, env_kwargs=env_kwargs, **settings)
     agent = make_agent(chosen, venv, seed)
     steps = rounded_steps(agent, chosen.steps)
     print(f"  {steps:,} steps: {chosen.steps:,} rounded up to whole rollouts", flush=True)
@@ -101,7 +87,7 @@ def train(chosen: argparse.Namespace, model: RobometerRewardModel, out: Path, se
     test.seed(FRESH)
     every = max(1, steps // 10 // NUM_ENVS)
     curve = EvalCallback(test, n_eval_episodes=30, eval_freq=every, log_path=str(out), verbose=0)
-    robometer = RobometerCallback(out / "false_successes")
+    robometer = sb3.RobometerCallback(out / "false_successes")
     agent.learn(chosen.steps, callback=[curve, robometer])
     print(f"  the reward model took {robometer.model_time_share:.0%} of the time")
     agent.save(out / "agent")
@@ -117,13 +103,10 @@ def make_test_env(chosen: argparse.Namespace) -> gym.Env[Any, Any]:
 
 def evaluate_policy(chosen: argparse.Namespace, model: RobometerRewardModel, policy: Any) -> Report:
     """Evaluate a policy on fresh episodes, which no detected success ends."""
-    env = RobometerRewardWrapper(
-        make_test_env(chosen), chosen.task, model, terminate_on_success=False
-    )
-    try:
+    env = make_test_env(chosen)
+    env = RobometerRewardWrapper(env, chosen.task, model, terminate_on_success=False)
+    with closing(env):
         return evaluate(env, policy, chosen.episodes, seed=FRESH)
-    finally:
-        env.close()
 
 
 def shuffle_heads(model: RobometerRewardModel, seed: int) -> RobometerRewardModel:
@@ -176,12 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rates[f"{name}, seed {seed}"] = report.totals.true_success_rate
             curves.setdefault(f"rewarded by the {name}", []).append(read_curve(out))
             print(f"  {time.time() - started:.0f} s")
-    plot_learning_curves(
-        curves,
-        chosen.out / "learning_curves.png",
-        baselines={"random policy": random},
-        title="Trained without the environment's reward",
-    )
+    path, title = chosen.out / "learning_curves.png", "Trained without the environment's reward"
+    plot_learning_curves(curves, path, baselines={"random policy": random}, title=title)
     print(f"\ntrue success over {chosen.episodes} fresh episodes of {chosen.task!r}")
     for name, rate in rates.items():
         print(f"  {name:28s} {rate:.2f}")

@@ -14,6 +14,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 # Arguments that turn minutes into seconds.
 SHORT = {
+    "real_time_loop": ["--steps", "110"],
     "train_demo_checkpoint": ["--steps", "6", "--attempts", "20"],
     "train_sb3": ["--steps", "512", "--episodes", "2"],
 }
@@ -52,6 +53,6 @@ def test_train_sb3_makes_about_the_requested_steps(algorithm, env, steps):
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    chosen = argparse.Namespace(algorithm=algorithm, env=env, steps=steps)
+    chosen = argparse.Namespace(algorithm=algorithm, env=env, steps=steps, late=False)
     agent = module.make_agent(chosen, env_util.make_vec_env(env, module.NUM_ENVS), seed=0)
     assert steps <= module.rounded_steps(agent, steps) <= steps + 512
