@@ -3,23 +3,23 @@
 Every replica is the application of `robometer_gym.serve.app`. Requests of one session reach the
 same replica, by consistent hashing, so a stream stays where its frames and its KV cache are. A
 client splits its streams into several sessions. A replica that dies costs recomputation: the client
-sends the frames again to another one. Needs the extra `ray`.
+sends the frames again to another one. Needs the extra `ray`, which is imported on first use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray import serve
-from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
 from starlette.applications import Starlette
 
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.serve.app import RewardServer
 from robometer_gym.serve.limits import Limits
 from robometer_gym.serve.server import check_address, read_token
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 __all__ = ["build", "make_application", "serve_on_ray"]
 
@@ -45,6 +45,9 @@ def make_application(
         token: clients must send it.
         limits: of each replica, see `Limits`.
     """
+    from ray import serve
+    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
     limits = limits or Limits()
     sessions = _SESSIONS_PER_REPLICA * max(replicas, max_replicas or 0)
 
@@ -104,6 +107,9 @@ def serve_on_ray(
     Raises:
         ValueError: no token where one is required.
     """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
     check_address(host, token)
     serve.start(http_options=HTTPOptions(host=host, port=port))
     serve.run(application, name="robometer")

@@ -15,8 +15,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import ray
-from ray import serve
 
 from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.models.remote import RemoteRewardModel
@@ -65,6 +63,9 @@ def run_client(url: str, client: int, results: dict[str, Any], halfway: threadin
 
 def main() -> None:
     """Deploy, predict, kill a replica half-way, and print the results."""
+    import ray
+    from ray import serve
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
