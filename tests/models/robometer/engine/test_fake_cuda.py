@@ -239,9 +239,9 @@ def test_more_environments_are_no_more_work_for_the_cpu(fake_gpu, kind, captured
 
 def released_shape() -> RobometerRewardModel:
     """The released model without its numbers: fake tensors take no memory."""
-    models = importlib.import_module("parts.models")
-    processor = models.make_processor(models.RELEASED_ROWS)
-    config = models.make_config("4b", processor)
+    networks = importlib.import_module("harness.networks")
+    processor = networks.make_processor(networks.RELEASED_ROWS)
+    config = networks.make_config("4b", processor)
     return RobometerRewardModel(empty_model(config, torch.bfloat16), processor, config)
 
 

@@ -780,7 +780,7 @@ def test_unreadable_weights_are_not_reported_as_damaged(lerobot, monkeypatch):
 
 
 def test_a_misspelt_demo_is_recognized():
-    """The error would name the network, or a missing folder."""
+    """The user would search for a missing folder, or for a network."""
     with pytest.raises(CheckpointError, match=r"'dmeo' does not exist\. Did you mean 'demo'\?"):
         load("dmeo")
 
