@@ -1,6 +1,6 @@
 """Overhead of a reward server: milliseconds per query, bytes per query, clips per second.
 
-Quantities:
+Quantity:
     - "overhead": p50 of a query of one stream through a server on this machine, minus p50 of the
       same query in this process; both alternate, so other work meets both. Bar: 1 ms.
     - "bytes": bodies of an 8-frame window that grows by one frame per query, against the frames of

@@ -33,7 +33,7 @@ from robometer_gym.tracking.settings import (
 from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task
-from robometer_gym.wrappers.cameras import Cameras
+from robometer_gym.wrappers.camera_frames import Cameras
 from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward, refuse_monitor
 
 __all__ = ["RobometerRewardWrapper"]

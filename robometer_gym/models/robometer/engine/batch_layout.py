@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robometer_gym.models.robometer.engine.attention import Span
-from robometer_gym.models.robometer.engine.prompts import Segment
+from robometer_gym.models.robometer.engine.prompt_segments import Segment
 
 __all__ = ["BatchLayout", "Indices", "Row", "lay_out", "to_device", "upload"]
 

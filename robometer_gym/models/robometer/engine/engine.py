@@ -27,7 +27,7 @@ from robometer_gym.models.robometer.engine.kv_slots import (
     KVSlot,
     KVSlots,
 )
-from robometer_gym.models.robometer.engine.prompts import Prompts
+from robometer_gym.models.robometer.engine.prompt_segments import Prompts
 from robometer_gym.models.robometer.network.modeling import RobometerModel
 from robometer_gym.models.robometer.network.processor import RobometerProcessor
 from robometer_gym.models.robometer.network.vision import Grid

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from robometer_gym.models.robometer.engine.batch_layout import Row, lay_out, to_device
 from robometer_gym.models.robometer.engine.bicubic_resize import pillow_pass_order, resize
-from robometer_gym.models.robometer.engine.cuda_backend import cuda_runner
+from robometer_gym.models.robometer.engine.cuda_fast_paths import cuda_runner
 from robometer_gym.models.robometer.engine.kv_slots import FramePrediction
-from robometer_gym.models.robometer.engine.prompts import Segment
+from robometer_gym.models.robometer.engine.prompt_segments import Segment
 from robometer_gym.models.robometer.engine.runners import EagerRunner
 from robometer_gym.models.robometer.engine.text_decoder import TextDecoder
 from robometer_gym.models.robometer.network.images import ImageSettings

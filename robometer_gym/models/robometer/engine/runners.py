@@ -138,7 +138,7 @@ class GraphRunner(EagerRunner):
         super().__init__(model, decoder, rope)
         self._attention, self._graphs = attention, graphs
         self.choices = {"attention": attention.__name__, "compiled": "nothing"}
-        """The choices of `cuda_backend` with their reasons, for `engine_info`."""
+        """The choices of `cuda_fast_paths` with their reasons, for `engine_info`."""
 
     @property
     def info(self) -> dict[str, str]:

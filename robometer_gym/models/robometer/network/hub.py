@@ -81,6 +81,6 @@ def find_files(
         raise CheckpointError(
             f"{name!r}{at} is neither a folder here nor in the cache, and could not be downloaded "
             "from the Hugging Face Hub. Is the id right, and the network up? To do without a "
-            "network, download weights and tokenizer elsewhere and give the folders: see 'Where "
-            f"the real weights come from' in the README. ({type(error).__name__}: {error})"
+            "network, download weights and tokenizer elsewhere and give the folders, as in "
+            f"docs/checkpoints.md. ({type(error).__name__}: {error})"
         ) from None  # its text is the only helpful part

@@ -24,7 +24,7 @@ from torch import Tensor
 from robometer_gym import RobometerRewardModel
 from robometer_gym.models.robometer.demo import random_model
 from robometer_gym.models.robometer.engine import attention as attention_module
-from robometer_gym.models.robometer.engine import cuda_backend, cuda_graphs, executor
+from robometer_gym.models.robometer.engine import cuda_fast_paths, cuda_graphs, executor
 from robometer_gym.models.robometer.engine.attention import (
     FlashAttention,
     PaddedAttention,
@@ -75,9 +75,9 @@ def dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, take the code path of a GPU."""
     if not DRY:
         return
-    monkeypatch.setattr(cuda_backend, "cuda_graph_capture", lambda: repeat)
+    monkeypatch.setattr(cuda_fast_paths, "cuda_graph_capture", lambda: repeat)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(executor, "new_runner", cuda_backend.cuda_runner)
+    monkeypatch.setattr(executor, "new_runner", cuda_fast_paths.cuda_runner)
     monkeypatch.setattr(attention_module, "_flash", documented_flash)
 
 
@@ -206,10 +206,10 @@ def test_every_kind_of_attention_is_attention(rows):
 @pytest.mark.parametrize("heads", [(32, 8, 128), (16, 8, 128), (4, 4, 32), (8, 1, 64)])
 def test_the_flash_kernel_is_used_for_every_published_size(heads):
     """For one of the sizes of Qwen3-VL the engine would be slow."""
-    cuda_backend.select_attention.cache_clear()
+    cuda_fast_paths.select_attention.cache_clear()
     for dtype in (HALF, torch.float16):
-        assert cuda_backend.select_attention(*heads, dtype, DEVICE) == (FlashAttention, "flash")
-    cuda_backend.select_attention.cache_clear()
+        assert cuda_fast_paths.select_attention(*heads, dtype, DEVICE) == (FlashAttention, "flash")
+    cuda_fast_paths.select_attention.cache_clear()
 
 
 @pytest.mark.parametrize("source", [(240, 320), (480, 640), (40, 100), (64, 64), (500, 300)])

@@ -28,13 +28,13 @@ from torch.utils._pytree import tree_leaves
 from robometer_gym import RobometerRewardModel
 from robometer_gym.models.robometer.engine import (
     bicubic_resize,
-    cuda_backend,
+    cuda_fast_paths,
     cuda_graphs,
     fused_weights,
 )
 from robometer_gym.models.robometer.engine.attention import FlashAttention, PaddedAttention
 from robometer_gym.models.robometer.engine.cuda_graphs import CudaGraphCache, cuda_graph_capture
-from robometer_gym.models.robometer.engine.prompts import Prompts
+from robometer_gym.models.robometer.engine.prompt_segments import Prompts
 from robometer_gym.models.robometer.network import images
 from robometer_gym.models.robometer.network.modeling import empty_model
 from robometer_gym.reward_model import Clip
@@ -69,11 +69,11 @@ class FakeGpu(TorchDispatchMode):
         self.reads: list[Any] = []
         self.launches = self.waits = self.uploads = 0
         self._fake = FakeTensorMode()
-        patch.setattr(cuda_backend, "select_attention", lambda *_: (kind, "fixed"))
+        patch.setattr(cuda_fast_paths, "select_attention", lambda *_: (kind, "fixed"))
         patch.setattr(
-            cuda_backend, "select_fusion", lambda *_: (lambda function: function, "nothing")
+            cuda_fast_paths, "select_fusion", lambda *_: (lambda function: function, "nothing")
         )
-        patch.setattr(cuda_backend, "cuda_graph_capture", lambda: self._capture)
+        patch.setattr(cuda_fast_paths, "cuda_graph_capture", lambda: self._capture)
         patch.setattr(torch.cuda, "mem_get_info", lambda _: (8 << 30, 8 << 30))
         patch.setattr(Tensor, "pin_memory", lambda tensor: self._pin(tensor))
         patch.setattr(

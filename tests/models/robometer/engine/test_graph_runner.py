@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from robometer_gym.models.robometer.engine import attention as attention_module
-from robometer_gym.models.robometer.engine import cuda_backend, executor
+from robometer_gym.models.robometer.engine import cuda_fast_paths, executor
 from robometer_gym.models.robometer.engine.attention import (
     FlashAttention,
     PaddedAttention,
@@ -54,14 +54,14 @@ def repeat(function: Any, inputs: Sequence[Tensor]) -> tuple[Callable[[], object
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """Run the engine on a CPU as on a GPU."""
-    monkeypatch.setattr(cuda_backend, "cuda_graph_capture", lambda: repeat)
+    monkeypatch.setattr(cuda_fast_paths, "cuda_graph_capture", lambda: repeat)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(executor, "new_runner", cuda_backend.cuda_runner)
-    cuda_backend.select_fusion.cache_clear()
-    cuda_backend.select_attention.cache_clear()
+    monkeypatch.setattr(executor, "new_runner", cuda_fast_paths.cuda_runner)
+    cuda_fast_paths.select_fusion.cache_clear()
+    cuda_fast_paths.select_attention.cache_clear()
     yield
-    cuda_backend.select_fusion.cache_clear()
-    cuda_backend.select_attention.cache_clear()
+    cuda_fast_paths.select_fusion.cache_clear()
+    cuda_fast_paths.select_attention.cache_clear()
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_failed_capture_is_run_without_graphs(as_on_cuda, monkeypatch):
     def fail(function: Any, inputs: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(cuda_backend, "cuda_graph_capture", lambda: fail)
+    monkeypatch.setattr(cuda_fast_paths, "cuda_graph_capture", lambda: fail)
     model = new_model()
     for steps in ([0, 1], [0, 1, 2], [0, 2]):
         clips = [clip("a", steps), clip(None, [3])]
@@ -242,9 +242,9 @@ def test_the_flash_kernel_is_tried_before_it_is_used(monkeypatch, flash, dtype, 
     """Another version of torch may have another kernel of the same name."""
     if flash is not None:
         monkeypatch.setattr(attention_module, "_flash", flash)
-    cuda_backend.select_attention.cache_clear()
-    kind, reason = cuda_backend.select_attention(6, 2, 8, dtype, CPU)
-    cuda_backend.select_attention.cache_clear()
+    cuda_fast_paths.select_attention.cache_clear()
+    kind, reason = cuda_fast_paths.select_attention(6, 2, 8, dtype, CPU)
+    cuda_fast_paths.select_attention.cache_clear()
     assert reason.startswith(choice)
     assert kind is (FlashAttention if choice == "flash" else PaddedAttention)
 
@@ -277,9 +277,9 @@ def silent(*_: Any, **__: Any) -> Any:
 def test_compiled_functions_are_tried_before_they_are_used(monkeypatch, compile_, expected):
     """A machine without a C compiler could not predict at all."""
     monkeypatch.setattr(torch, "compile", compile_)
-    cuda_backend.select_fusion.cache_clear()
-    fuse, reason = cuda_backend.select_fusion(torch.float32, CPU)
-    cuda_backend.select_fusion.cache_clear()
+    cuda_fast_paths.select_fusion.cache_clear()
+    fuse, reason = cuda_fast_paths.select_fusion(torch.float32, CPU)
+    cuda_fast_paths.select_fusion.cache_clear()
     assert reason == expected
     for function in (rms_norm_rope, swiglu, apply_rope):
         assert fuse(function) is function
@@ -298,9 +298,9 @@ def test_a_compiler_that_rounds_less_is_not_taken_for_a_wrong_one(monkeypatch, d
         return rounds_once
 
     monkeypatch.setattr(torch, "compile", compile_)
-    cuda_backend.select_fusion.cache_clear()
-    assert cuda_backend.select_fusion(dtype, CPU)[1] == "elementwise functions"
-    cuda_backend.select_fusion.cache_clear()
+    cuda_fast_paths.select_fusion.cache_clear()
+    assert cuda_fast_paths.select_fusion(dtype, CPU)[1] == "elementwise functions"
+    cuda_fast_paths.select_fusion.cache_clear()
 
 
 def test_a_card_that_is_full_for_a_moment_does_not_stay_slow(monkeypatch):
@@ -309,20 +309,20 @@ def test_a_card_that_is_full_for_a_moment_does_not_stay_slow(monkeypatch):
     def full(*_: Any, **__: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB.")
 
-    for cached in (cuda_backend.select_fusion, cuda_backend.select_attention):
+    for cached in (cuda_fast_paths.select_fusion, cuda_fast_paths.select_attention):
         cached.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", lambda *_, **__: full)
         patch.setattr(attention_module, "_flash", full)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            cuda_backend.select_fusion(torch.bfloat16, CPU)
+            cuda_fast_paths.select_fusion(torch.bfloat16, CPU)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            cuda_backend.select_attention(6, 2, 8, torch.bfloat16, CPU)
+            cuda_fast_paths.select_attention(6, 2, 8, torch.bfloat16, CPU)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(attention_module, "_flash", documented_flash)
-    assert cuda_backend.select_fusion(torch.bfloat16, CPU)[1] == "elementwise functions"
-    assert cuda_backend.select_attention(6, 2, 8, torch.bfloat16, CPU)[1] == "flash"
-    for cached in (cuda_backend.select_fusion, cuda_backend.select_attention):
+    assert cuda_fast_paths.select_fusion(torch.bfloat16, CPU)[1] == "elementwise functions"
+    assert cuda_fast_paths.select_attention(6, 2, 8, torch.bfloat16, CPU)[1] == "flash"
+    for cached in (cuda_fast_paths.select_fusion, cuda_fast_paths.select_attention):
         cached.cache_clear()
 
 
@@ -341,10 +341,10 @@ def test_functions_are_compiled_before_they_are_captured(monkeypatch):
         assert [counter.frame_count for counter in counters] == before
         return captured
 
-    monkeypatch.setattr(cuda_backend, "cuda_graph_capture", lambda: checked)
-    monkeypatch.setattr(executor, "new_runner", cuda_backend.cuda_runner)
+    monkeypatch.setattr(cuda_fast_paths, "cuda_graph_capture", lambda: checked)
+    monkeypatch.setattr(executor, "new_runner", cuda_fast_paths.cuda_runner)
     monkeypatch.setattr(torch, "compile", counted)
-    cuda_backend.select_fusion.cache_clear()
+    cuda_fast_paths.select_fusion.cache_clear()
     model = new_model()
     model.engine_info()
     tried = [counter.frame_count for counter in counters]
@@ -356,7 +356,7 @@ def test_functions_are_compiled_before_they_are_captured(monkeypatch):
     assert graph_count(model) > 1
     if torch.__version__ >= torch.torch_version.TorchVersion("2.11"):  # others compile more often
         assert [counter.frame_count for counter in counters] == tried
-    cuda_backend.select_fusion.cache_clear()
+    cuda_fast_paths.select_fusion.cache_clear()
 
 
 def test_engine_info_reports_the_choices(graph_model):

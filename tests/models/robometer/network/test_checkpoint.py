@@ -780,7 +780,7 @@ def test_unreadable_weights_are_not_reported_as_damaged(lerobot, monkeypatch):
 
 
 def test_a_misspelt_demo_is_recognized():
-    """The user would be sent to the network, or told that a folder is missing."""
+    """The error would name the network, or a missing folder."""
     with pytest.raises(CheckpointError, match=r"'dmeo' does not exist\. Did you mean 'demo'\?"):
         load("dmeo")
 

@@ -280,7 +280,7 @@ def test_files_that_are_no_files(folder, make):
         "x" * 5000,
         "x/" * 3000,
         "a/" + "x" * 5000,
-        "~nobody-here/x",
+        "~no-such-user/x",
         "\0",
         "a\0/b",
         "",

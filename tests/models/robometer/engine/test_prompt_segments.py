@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robometer_gym.models.robometer.demo import byte_tokenizer
-from robometer_gym.models.robometer.engine.prompts import Prompts
+from robometer_gym.models.robometer.engine.prompt_segments import Prompts
 from robometer_gym.models.robometer.network.images import ImageSettings
 from robometer_gym.models.robometer.network.processor import RobometerProcessor
 from robometer_gym.models.robometer.network.prompt_text import PHRASES
