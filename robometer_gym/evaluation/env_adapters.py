@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from robometer_gym.tracking.stack import find_tracker
+from robometer_gym.tracking.find_tracker import find_tracker
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.wrappers.env_kinds import kind_of
 

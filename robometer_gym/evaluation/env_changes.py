@@ -16,7 +16,7 @@ from gymnasium.wrappers.vector import NormalizeObservation as VectorNormalizeObs
 from gymnasium.wrappers.vector import NormalizeReward as VectorNormalizeReward
 
 from robometer_gym.tracking.events import read_true_success
-from robometer_gym.tracking.stack import unwrap
+from robometer_gym.tracking.find_tracker import unwrap
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
 __all__ = ["HoldSuccess", "freeze_statistics", "hold_successes"]

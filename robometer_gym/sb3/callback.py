@@ -20,8 +20,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from robometer_gym.evaluation.metrics import detection
 from robometer_gym.evaluation.overlay import write_overlay
 from robometer_gym.tracking.events import Settled
+from robometer_gym.tracking.find_tracker import find_tracker
 from robometer_gym.tracking.recorder import RecordTraces, TraceRecorder
-from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.trace import EpisodeTrace
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import MissingDependencyError, check_count

@@ -36,7 +36,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from robometer_gym.sb3.owed_steps import OwedSteps
 from robometer_gym.sb3.vec_env import VecRobometerReward
-from robometer_gym.tracking.stack import unwrap
+from robometer_gym.tracking.find_tracker import unwrap
 
 __all__ = [
     "LateDictReplayBuffer",

@@ -15,8 +15,8 @@ from typing_extensions import Self
 
 from robometer_gym.reward_model import Frame, model_name
 from robometer_gym.tracking.events import Settled, Start, Stream
+from robometer_gym.tracking.find_tracker import find_tracker
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.trace import EpisodeTrace, TracePrediction, TraceStep
 from robometer_gym.tracking.tracker import EpisodeTracker
 

@@ -19,8 +19,8 @@ from gymnasium.utils import RecordConstructorArgs
 from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.events import Event, Start, Step, read_reward
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.wrappers.camera_frames import Cameras
 from robometer_gym.wrappers.env_kinds import refuse_compute_reward
+from robometer_gym.wrappers.read_frames import Cameras
 from robometer_gym.wrappers.shared_frames import (
     FrameBundle,
     SharedFrameReader,

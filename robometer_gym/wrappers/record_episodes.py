@@ -21,7 +21,7 @@ from robometer_gym.reward_model import Frame
 from robometer_gym.tracking.events import read_true_success
 from robometer_gym.tracking.settings import Camera, RewardSettings
 from robometer_gym.validation import check_count, check_task
-from robometer_gym.wrappers.camera_frames import Cameras
+from robometer_gym.wrappers.read_frames import Cameras
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
 __all__ = ["RecordEpisodes"]

@@ -25,16 +25,16 @@ from robometer_gym.models.loading import (
 )
 from robometer_gym.tracking.background import make_driver
 from robometer_gym.tracking.events import Start, Step, read_reward, read_true_success
+from robometer_gym.tracking.find_tracker import find_tracker
 from robometer_gym.tracking.settings import (
     RewardOptions,
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task
-from robometer_gym.wrappers.camera_frames import Cameras
 from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward, refuse_monitor
+from robometer_gym.wrappers.read_frames import Cameras
 
 __all__ = ["RobometerRewardWrapper"]
 

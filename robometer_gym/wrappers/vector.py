@@ -26,12 +26,12 @@ from typing_extensions import Unpack
 from robometer_gym.models.loading import DEFAULT_REWARD_MODEL, LazyRewardModel, RewardModelLike
 from robometer_gym.tracking.background import make_driver
 from robometer_gym.tracking.events import Event, Step
+from robometer_gym.tracking.find_tracker import find_tracker
 from robometer_gym.tracking.settings import (
     RewardOptions,
     expose_settings_in_signature,
     read_settings,
 )
-from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.validation import check_task, check_tasks
 from robometer_gym.wrappers.env_kinds import check_kind, refuse_compute_reward

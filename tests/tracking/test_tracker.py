@@ -16,8 +16,8 @@ from robometer_gym.models.loading import LazyRewardModel
 from robometer_gym.reward_model import CheckpointError, Clip, RewardModelError
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
 from robometer_gym.tracking.events import Outcome, Start, Step, Stream
+from robometer_gym.tracking.find_tracker import find_tracker
 from robometer_gym.tracking.settings import RewardSettings
-from robometer_gym.tracking.stack import find_tracker
 from robometer_gym.tracking.tracker import EpisodeTracker
 
 TASKS = ["open the drawer", "close the drawer", "stack the cups"]

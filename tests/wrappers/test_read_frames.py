@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from robometer_gym.testing import CountingEnv
 from robometer_gym.tracking.window import shrink
-from robometer_gym.wrappers.camera_frames import Cameras
+from robometer_gym.wrappers.read_frames import Cameras
 
 
 class Showing(gym.Env[Any, Any]):
