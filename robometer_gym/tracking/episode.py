@@ -36,6 +36,7 @@ class Episode:
         self.steps = 0
         self.latest: MeanPrediction | None = None
         self.detector = settings.new_detector()
+        self.padded_length = settings.max_frames if settings.pad == "repeat" else 0
         self.start: Settled | None = None  # kept until the first step is settled
         self.histories = {camera: settings.new_history() for camera in start.frames}
         self.streams = {camera: Stream(start.env, number, camera) for camera in start.frames}
@@ -51,7 +52,12 @@ class Episode:
         clips = []
         for camera, history in self.histories.items():
             frames, steps = history.window()
-            clips.append(Clip(frames, self.task, self.streams[camera], steps))
+            missing = self.padded_length - len(frames)
+            if missing > 0:  # a repeated frame has no step of its own
+                frames = [*frames, *[frames[-1]] * missing]
+                clips.append(Clip(frames, self.task, self.streams[camera]))
+            else:
+                clips.append(Clip(frames, self.task, self.streams[camera], steps))
         return clips
 
 

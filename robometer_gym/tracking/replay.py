@@ -20,7 +20,7 @@ from robometer_gym.tracking.tracker import EpisodeTracker
 __all__ = ["replay"]
 
 _PIXEL = np.zeros((1, 1, 3), np.uint8)  # in place of frames, which nothing looks at again
-_RECORDED = ("predict_every", "max_frames", "sampling", "camera", "frame_size")
+_RECORDED = ("predict_every", "max_frames", "sampling", "pad", "camera", "frame_size")
 
 
 def replay(trace: EpisodeTrace, settings: RewardSettings | None = None) -> EpisodeTrace:

@@ -34,6 +34,8 @@ Camera = str | Callable[[Any, Any], Any]
 
 OnError = Literal["raise", "hold", "env"]
 
+Pad = Literal["none", "repeat"]
+
 
 class RewardOptions(TypedDict, total=False):
     """The fields of `RewardSettings` as keyword arguments, for type checkers and editors."""
@@ -41,6 +43,7 @@ class RewardOptions(TypedDict, total=False):
     predict_every: int
     max_frames: int
     sampling: Sampling
+    pad: Pad
     mode: Mode
     signal: Signal
     gamma: float
@@ -70,9 +73,12 @@ class RewardSettings:
             checkpoint was trained with.
         sampling: which of the kept frames are shown: "linspace" spreads them over the whole
             episode, first and current one always in (the authors' rule, exact up to
-            `8 * max_frames` kept frames and without their padding of short windows); "tail" shows
-            the last ones (LeRobot's rule); "anchored" mostly appends, which an engine with a cache
-            can use. See `robometer_gym.tracking.window.FrameHistory`.
+            `8 * max_frames` kept frames); "tail" shows the last ones (LeRobot's rule); "anchored"
+            mostly appends, which an engine with a cache can use. See
+            `robometer_gym.tracking.window.FrameHistory`.
+        pad: "repeat" fills a window of fewer than `max_frames` frames with copies of the newest
+            frame, as the authors' code does; "none" shows it as it is. Filled windows are
+            computed without the engine's cache.
         mode: "replace": the model's reward alone; "shape": added to the environment's.
         signal: "delta": the progress made since the previous prediction, 0 between predictions;
             "potential": gamma * progress after - progress before on each step, where progress
@@ -118,6 +124,7 @@ class RewardSettings:
     predict_every: int = 5
     max_frames: int = 8
     sampling: Sampling = "linspace"
+    pad: Pad = "none"
     mode: Mode = "replace"
     signal: Signal = "delta"
     gamma: float = 0.99
@@ -155,7 +162,12 @@ class RewardSettings:
         for name in ("max_wait", "timeout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be seconds >= 0, got {getattr(self, name)!r}.")
-        for name, choices in (("mode", Mode), ("signal", Signal), ("on_error", OnError)):
+        for name, choices in (
+            ("pad", Pad),
+            ("mode", Mode),
+            ("signal", Signal),
+            ("on_error", OnError),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}."

@@ -151,6 +151,7 @@ SETTINGS = {
     "predict_every": 3,
     "max_frames": 4,
     "sampling": "tail",
+    "pad": "repeat",
     "mode": "shape",
     "signal": "progress",
     "gamma": 0.5,

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sb3_contrib import TQC, TRPO, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
@@ -118,8 +120,10 @@ def train(
     venv = make(late, scripted, env=env, **chosen)
     kwargs: dict[str, Any] = {"n_steps": 16, "seed": 0, "device": "cpu"}
     kwargs["policy_kwargs"] = {"net_arch": [8]}
+    if algorithm is not A2C:
+        kwargs["batch_size"] = 16
     if algorithm is PPO:
-        kwargs |= {"batch_size": 16, "n_epochs": 2}
+        kwargs["n_epochs"] = 2
     if late:
         kwargs |= {
             "rollout_buffer_class": buffer,
@@ -172,6 +176,68 @@ def test_weights_are_the_same_with_dict_observations_and_several_cameras():
     now, _ = train(PPO, 160, False, None, env, **chosen)
     for mine, its in zip(weights(late), weights(now), strict=True):
         assert np.array_equal(mine, its)
+
+
+def test_trpo_trains_to_the_same_weights():
+    """Users of sb3-contrib would train on other rewards."""
+    late, _ = train(TRPO, 160, True, LateRolloutBuffer, predict_every=3)
+    now, _ = train(TRPO, 160, False, predict_every=3)
+    for mine, its in zip(weights(late), weights(now), strict=True):
+        assert np.array_equal(mine, its)
+
+
+def test_a_buffer_of_another_library_can_be_late():
+    """MaskablePPO has a buffer of its own, and would train on placeholders."""
+
+    class LateMaskable(LateRolloutBuffer, MaskableRolloutBuffer):
+        pass
+
+    def trained(late: bool) -> Any:
+        venv = make(late, predict_every=3)
+        kwargs: dict[str, Any] = {}
+        if late:
+            kwargs = {
+                "rollout_buffer_class": LateMaskable,
+                "rollout_buffer_kwargs": {"late": LateRewards(venv)},
+            }
+        agent = MaskablePPO(
+            "MlpPolicy", venv, n_steps=16, batch_size=16, seed=0, device="cpu", **kwargs
+        )
+        return agent.learn(96, use_masking=False)
+
+    for mine, its in zip(weights(trained(True)), weights(trained(False)), strict=True):
+        assert np.array_equal(mine, its)
+
+
+def test_an_algorithm_that_chooses_its_own_buffer_is_refused():
+    """RecurrentPPO would train on placeholders."""
+    venv = make(True)
+    agent = RecurrentPPO("MlpLstmPolicy", venv, n_steps=16, batch_size=16, device="cpu")
+    with pytest.raises(ValueError, match=r"choose their buffer themselves \(RecurrentPPO\)"):
+        agent.learn(32)
+
+
+def test_tqc_stores_the_synchronous_rewards():
+    """Users of sb3-contrib would learn from other rewards."""
+
+    def rewards(late: bool) -> Any:
+        venv = make(late, env={"discrete": False}, predict_every=3)
+        agent: Any = TQC(
+            "MlpPolicy",
+            venv,
+            buffer_size=200,
+            learning_starts=10**6,
+            replay_buffer_class=LateReplayBuffer if late else ReplayBuffer,
+            replay_buffer_kwargs={"late": LateRewards(venv)} if late else {},
+            policy_kwargs={"net_arch": [4]},
+            seed=0,
+            device="cpu",
+        ).learn(60)
+        if late:
+            agent.replay_buffer._settle()
+        return agent.replay_buffer.rewards
+
+    assert np.array_equal(rewards(True), rewards(False))
 
 
 class Watched(LateReplayBuffer):

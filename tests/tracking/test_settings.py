@@ -19,6 +19,7 @@ DEFAULTS = {
     "predict_every": 5,
     "max_frames": 8,
     "sampling": "linspace",
+    "pad": "none",
     "mode": "replace",
     "signal": "delta",
     "gamma": 0.99,
@@ -117,7 +118,7 @@ def test_gamma_is_a_discount(gamma):
         RewardSettings(gamma=gamma)
 
 
-@pytest.mark.parametrize("name", ["mode", "signal", "on_error"])
+@pytest.mark.parametrize("name", ["pad", "mode", "signal", "on_error"])
 @pytest.mark.parametrize("value", ["Replace", "", None, 1])
 def test_choices_are_one_of_the_choices(name, value):
     """A misspelt choice would fall back to another one, with other rewards."""

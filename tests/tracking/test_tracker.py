@@ -362,6 +362,20 @@ def test_a_response_that_is_no_list_is_refused():
         drive(Single(), 2).begin(0, 1)
 
 
+@pytest.mark.parametrize("sampling", ["linspace", "tail", "anchored"])
+def test_short_windows_are_filled_with_the_newest_frame(sampling):
+    """The first predictions of an episode would differ from those of the authors' code."""
+    model = ScriptedRewardModel(progress=lambda clip: len(clip) / 8)
+    envs = drive(model, 1, predict_every=1, max_frames=4, sampling=sampling, pad="repeat")
+    envs.begin(0)
+    for _ in range(3):
+        envs.step(0)
+    windows = [[step for _, _, step in seen(clip)] for clip in model.clips]
+    assert windows == [[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 2, 2], [0, 1, 2, 3]]
+    # (stream, step) names one frame, so that an engine may cache it: copies have no step.
+    assert [clip.steps for clip in model.clips] == [None, None, None, (0, 1, 2, 3)]
+
+
 def test_a_baseline_that_fails_begins_no_episode():
     """The next step would be rewarded from a reset that never was."""
     envs = drive(ScriptedRewardModel(progress=[TimeoutError("no response"), 0.5]), 1)
