@@ -98,6 +98,8 @@ class OwedSteps:
             return []
         clips = [clip for pending in pendings for clip in pending.clips]
         answer, seconds = self.tracker.predict(clips) if clips else ([], 0.0)
+        if self.tracker.settings.on_error == "raise":
+            check_predictions(clips, answer)  # before any of these steps is settled
         responses = []
         for pending in pendings:
             count = len(pending.clips)

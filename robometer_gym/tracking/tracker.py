@@ -21,7 +21,6 @@ from robometer_gym.reward_model import (
     RewardModelError,
     check_prediction,
     check_prediction_list,
-    check_predictions,
 )
 from robometer_gym.tracking import shaping
 from robometer_gym.tracking.episode import Episode, MeanPrediction, mean_prediction
@@ -185,8 +184,8 @@ class EpisodeTracker:
             and the seconds that it took.
 
         Raises:
-            RewardModelError: a response of the model that is no prediction, where `on_error` is
-                "raise".
+            RewardModelError: a response of the model that is no list of predictions, where
+                `on_error` is "raise".
             Exception: whatever the model raises, likewise; a checkpoint that cannot be loaded is
                 no failed prediction, and raises in any case.
         """
@@ -195,7 +194,7 @@ class EpisodeTracker:
         answer: Sequence[Prediction] | Exception
         try:
             answer = self.reward_model.predict(clips)
-            (check_predictions if strict else check_prediction_list)(clips, answer)
+            check_prediction_list(clips, answer)  # `settle` checks each of them
         except Exception as error:
             if strict or isinstance(error, CheckpointError):
                 raise
