@@ -377,3 +377,12 @@ def test_engine_soak_refuses_what_it_cannot_measure(capsys):
     with pytest.raises(SystemExit, match="2"):
         benchmark("engine_soak").main(["--queries", "99"])
     assert "--queries must be >= 100" in capsys.readouterr().err
+
+
+def test_late_rewards_cost_fewer_calls(capsys):
+    """The table would compare trainings that predict the same way."""
+    out, result = run(capsys, "late_rewards", "--steps", "1024", "--episodes", "1")
+    assert out[0].startswith("| mode | seed | calls |")
+    calls = {row["mode"]: row["calls"] for row in result["rows"]}
+    assert calls["late"] == 2  # rollouts of 64 steps of 8 environments
+    assert calls["synchronous"] > 20
