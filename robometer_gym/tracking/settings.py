@@ -233,8 +233,10 @@ def read_settings(called: Callable[..., Any], settings: RewardOptions) -> Reward
     for name in settings:
         if name not in RewardOptions.__annotations__:
             known = list(inspect.signature(called).parameters)
-            close = get_close_matches(name, known, n=1)
+            close = get_close_matches(name, known, n=1, cutoff=0.75)
             hint = f"Did you mean {close[0]}?" if close else f"It takes {', '.join(known)}."
+            if "env_kwargs" in known and not close:
+                hint += f" An argument of the environment goes into env_kwargs={{{name!r}: ...}}."
             raise TypeError(
                 f"{called.__name__}() got an unexpected keyword argument {name!r}. {hint}"
             )

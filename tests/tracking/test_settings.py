@@ -12,6 +12,7 @@ from robometer_gym.tracking.settings import (
     RewardOptions,
     RewardSettings,
     expose_settings_in_signature,
+    read_settings,
 )
 from robometer_gym.wrappers.single import RobometerRewardWrapper
 
@@ -236,3 +237,15 @@ def test_every_setting_is_described():
     described = inspect.getdoc(RewardSettings) or ""
     for field in fields(RewardSettings):
         assert f"    {field.name}: " in described
+
+
+def test_an_argument_of_the_environment_is_pointed_to_env_kwargs():
+    """`render_mode=` was taken for a misspelled `reward_model`, which is another thing."""
+
+    def make(env_kwargs: Any = None, **settings: Any) -> Any:
+        return read_settings(make, settings)
+
+    with pytest.raises(TypeError, match=r"goes into env_kwargs=\{'render_mode': \.\.\.\}"):
+        make(render_mode="rgb_array")
+    with pytest.raises(TypeError, match=r"Did you mean predict_every\?"):
+        read_settings(RobometerRewardWrapper, {"predict_evry": 3})  # type: ignore[typeddict-unknown-key]
