@@ -243,7 +243,7 @@ def test_an_argument_of_the_environment_is_pointed_to_env_kwargs():
     """`render_mode=` was taken for a misspelled `reward_model`, which is another thing."""
 
     def make(env_kwargs: Any = None, **settings: Any) -> Any:
-        return read_settings(make, settings)
+        return read_settings(make, settings)  # type: ignore[arg-type]
 
     with pytest.raises(TypeError, match=r"goes into env_kwargs=\{'render_mode': \.\.\.\}"):
         make(render_mode="rgb_array")
