@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from robometer_gym.tracking.find_tracker import find_tracker
+from robometer_gym.tracking.find_tracker import find_tracker, unwrap
 from robometer_gym.tracking.tracker import EpisodeTracker
 from robometer_gym.wrappers.env_kinds import kind_of
 
@@ -79,6 +79,11 @@ def adapt_env(env: Any) -> EvalEnv:
             f"No reward wrapper is around this {type(env).__name__}, so there is nothing to "
             f"evaluate: wrap it as a whole, {wrap}. One around each of its sub-environments does "
             "not count."
+        )
+    if any(vars(layer).get("owed") is not None for layer in unwrap(env)):
+        raise ValueError(
+            "These environments were made with late=True: their rewards come when the agent's "
+            "buffer settles them. Evaluate on environments made without it."
         )
     return adapter(env, tracker)
 

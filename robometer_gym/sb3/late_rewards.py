@@ -192,16 +192,16 @@ class _LateReplay(_LateBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
         """Sample rows whose rewards are settled; where there are none, settle all first."""
-        if self.size() - self._unsettled() < 1:
+        # Without memory for next observations that of the oldest row is overwritten.
+        spared = int(self.full and getattr(self, "optimize_memory_usage", False))
+        if self.size() - self._unsettled() - spared < 1:
             self._settle()
         unsettled = self._unsettled()
         if not unsettled:
             return super().sample(batch_size, env=env)
         # The unsettled rows are the newest ones: those before `pos`.
-        count = self.size() - unsettled
-        oldest = self.pos if self.full else 0
-        if self.full and getattr(self, "optimize_memory_usage", False):
-            count, oldest = count - 1, oldest + 1  # its next observation is overwritten
+        count = self.size() - unsettled - spared
+        oldest = self.pos + spared if self.full else 0
         rows = (oldest + np.random.randint(0, count, size=batch_size)) % self.buffer_size
         return self._get_samples(rows, env=env)
 

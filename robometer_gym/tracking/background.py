@@ -6,18 +6,29 @@ alone; the other thread only predicts. Knows nothing of environments.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any, NamedTuple
 
-from robometer_gym.reward_model import Clip, Prediction, RewardModel, check_prediction_list
-from robometer_gym.tracking.events import Event, Outcome, Response, Start, Step
+from robometer_gym.reward_model import (
+    Clip,
+    Prediction,
+    ReleasesStreams,
+    RewardModel,
+    RewardModelError,
+    check_prediction_list,
+)
+from robometer_gym.tracking.episode import Episode
+from robometer_gym.tracking.events import Event, Outcome, Response, Start, Step, Stream
 from robometer_gym.tracking.tracker import EpisodeTracker, Pending
 
 __all__ = [
@@ -31,12 +42,29 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _MAX_OWED = 64  # calls; at 10 Hz more than six seconds
+_EXIT_SECONDS = 10.0  # for the call that is running when the process ends
+
+
+_Work = tuple[list[Clip], Future[Response]]
+_Queue = SimpleQueue[_Work | Stream | None]  # Stream: to be released; None: the end
+
+_running: dict[Thread, _Queue] = {}
+
+
+@atexit.register
+def _end_threads() -> None:
+    """End all threads: one inside torch aborts the process when the interpreter goes down."""
+    for queue in _running.values():
+        queue.put(None)
+    for thread in list(_running):
+        thread.join(_EXIT_SECONDS)
 
 
 class PredictionThread:
     """Predicts in a daemon thread, everything that is waiting in one batch.
 
-    The thread starts at the first call, and again in a process that was forked or unpickled.
+    The thread starts at the first call, and again in a process that was forked or unpickled. It
+    ends with `close`, or when this object is deleted.
 
     Args:
         model: predicts, in the other thread only.
@@ -44,7 +72,7 @@ class PredictionThread:
 
     def __init__(self, model: RewardModel) -> None:
         self._model = model
-        self._queue: SimpleQueue[tuple[list[Clip], Future[Response]] | None] | None = None
+        self._queue: _Queue | None = None
         self._process = 0
 
     def submit(self, clips: list[Clip]) -> Future[Response]:
@@ -56,14 +84,24 @@ class PredictionThread:
         if self._queue is None or self._process != os.getpid():
             self._queue, self._process = SimpleQueue(), os.getpid()
             # A daemon, or a model that never returns would keep the process from ending.
-            Thread(
+            thread = Thread(
                 name="robometer predictions",
                 target=_predict_all,
                 args=(self._model, self._queue),
                 daemon=True,
-            ).start()
+            )
+            _running[thread] = self._queue
+            weakref.finalize(self, self._queue.put, None)
+            thread.start()
         self._queue.put((clips, future))
         return future
+
+    def release(self, stream: Stream) -> None:
+        """Release a stream after everything that was submitted, without waiting for it."""
+        if self._queue is not None and self._process == os.getpid():
+            self._queue.put(stream)
+        elif isinstance(self._model, ReleasesStreams):
+            self._model.release(stream)
 
     def close(self) -> None:
         """End the thread once the call that is running returns."""
@@ -76,33 +114,44 @@ class PredictionThread:
         return {**self.__dict__, "_queue": None}
 
 
-def _predict_all(
-    model: RewardModel, queue: SimpleQueue[tuple[list[Clip], Future[Response]] | None]
-) -> None:
+def _predict_all(model: RewardModel, queue: _Queue) -> None:
     """Serve `queue` until None comes."""
-    while True:
+    ended = False
+    while not ended:
         batch = [queue.get()]
         try:
             while batch[-1] is not None:
                 batch.append(queue.get_nowait())
         except Empty:
             pass
-        work = [each for each in batch if each is not None]
-        clips = [clip for each, _ in work for clip in each]
-        started = time.perf_counter()
-        answer: Sequence[Prediction] | Exception
-        try:
-            answer = check_prediction_list(clips, model.predict(clips)) if clips else []
-        except Exception as error:
-            answer = error
-        seconds = time.perf_counter() - started
-        for index, (each, future) in enumerate(work):
-            part = answer
-            if not isinstance(answer, Exception):
-                part, answer = answer[: len(each)], answer[len(each) :]
-            future.set_result(Response(part, 0.0 if index else seconds))
-        if batch[-1] is None:
-            return
+        ended = batch[-1] is None
+        _predict_batch(model, [each for each in batch if isinstance(each, tuple)])
+        for stream in batch:
+            if isinstance(stream, Stream) and isinstance(model, ReleasesStreams):
+                try:
+                    model.release(stream)
+                except Exception as error:  # no reward depends on it
+                    logger.warning("The reward model could not release %s: %s", stream, error)
+    _running.pop(current_thread(), None)
+
+
+def _predict_batch(model: RewardModel, work: Sequence[_Work]) -> None:
+    """Predict for everything in one call, and set the futures."""
+    clips = [clip for each, _ in work for clip in each]
+    started = time.perf_counter()
+    answer: Sequence[Prediction] | Exception
+    try:
+        answer = check_prediction_list(clips, model.predict(clips)) if clips else []
+    except Exception as error:
+        answer = error
+    except BaseException as error:  # the thread goes on: later steps are owed, too
+        answer = RewardModelError(f"The reward model raised {type(error).__name__}: {error}")
+    seconds = time.perf_counter() - started
+    for index, (each, future) in enumerate(work):
+        part = answer
+        if not isinstance(answer, Exception):
+            part, answer = answer[: len(each)], answer[len(each) :]
+        future.set_result(Response(part, 0.0 if index else seconds))
 
 
 def take_responses(
@@ -138,13 +187,23 @@ class _Owed(NamedTuple):
     response: Future[Response]
 
 
+@dataclass
+class _Arrived:
+    """What has arrived of an episode and was not returned yet."""
+
+    reward: float = 0.0
+    predicted: bool = False
+    step: int = -1  # the latest whose outcome has arrived
+
+
 class BackgroundPredictions:
     """Advances a tracker without waiting for its predictions.
 
     `advance` returns at once, or after `max_wait`, with what has arrived: the reward of a step is
     the environment's part of that step, plus the model's part of all steps whose predictions have
-    arrived since the step before. Nothing is dropped: the end of an episode waits for everything
-    that is owed, at most `timeout`, and then `on_error` decides. A detected success ends the
+    arrived since the step before. The end of an episode waits for everything that is owed, at most
+    `timeout`, and then `on_error` decides; a reset in mid-episode drops what is owed to the episode
+    that it gives up. An exception ends all episodes. A detected success ends the
     episode at the step at which the verdict arrives.
 
     Infos have, besides those of a synchronous step, `robometer/for_step`: the latest step (from 0,
@@ -159,9 +218,10 @@ class BackgroundPredictions:
         self.full = 0
         """How many steps had to wait because too much was owed."""
         self._thread = PredictionThread(tracker.reward_model)
+        tracker.releaser = self._thread
         self._owed: list[_Owed] = []
         self._steps = [0] * tracker.num_envs
-        self._arrived_steps = [-1] * tracker.num_envs
+        self._arrived: dict[Episode, _Arrived] = {}
 
     def advance(self, events: Sequence[Event]) -> list[Outcome]:
         """Observe events, and return what is known of them by now.
@@ -179,76 +239,90 @@ class BackgroundPredictions:
                 `on_error` is "raise".
             Exception: see `EpisodeTracker.settle`.
         """
+        try:
+            own = self._advance(events)
+        except BaseException:
+            self._clear()  # the order of what is owed is lost
+            raise
+        return own
+
+    def _advance(self, events: Sequence[Event]) -> list[Outcome]:
         settings = self.tracker.settings
-        arrived: list[tuple[Pending, list[Outcome]]] = []
         if len(self._owed) >= _MAX_OWED:
             self.full += 1
-            arrived += self._settle(1, settings.timeout, wait=True)
+            self._settle(1, settings.timeout, wait=True)
+        steps = []
         for event in events:
-            started = isinstance(event, Start)
-            self._steps[event.env] = 0 if started else self._steps[event.env] + 1
-            if started:
-                self._arrived_steps[event.env] = -1
+            step = 0 if isinstance(event, Start) else self._steps[event.env] + 1
+            self._steps[event.env] = step
+            steps.append(step)
         pending = self.tracker.observe(events)
-        steps = [self._steps[event.env] for event in events]
+        for event, episode in zip(events, pending.episodes, strict=True):
+            if isinstance(event, Start):
+                self._arrived[episode] = _Arrived()
         self._owed.append(_Owed(pending, steps, self._thread.submit(pending.clips)))
         steps_only = [event for event in events if isinstance(event, Step)]
         wait = not steps_only or any(step.terminated or step.truncated for step in steps_only)
+        own: list[Outcome] | None = None
         if not wait:
-            arrived += self._settle(len(self._owed), settings.max_wait, wait=False)
+            own = self._settle(len(self._owed), settings.max_wait, wait=False)
             # A verdict ends the episode now, and an end waits for everything.
             wait = settings.terminate_on_success and any(
                 self.tracker.detected(event.env) for event in events
             )
         if wait:
-            arrived += self._settle(len(self._owed), settings.timeout, wait=True)
-        return self._outcomes(events, pending, arrived)
+            own = self._settle(len(self._owed), settings.timeout, wait=True) or own
+        outcomes = self._outcomes(events, steps, pending, own)
+        for episode in pending.replaced:
+            self._arrived.pop(episode, None)  # its rewards can reach no step any more
+        return outcomes
 
-    def _settle(
-        self, count: int, timeout: float, *, wait: bool
-    ) -> list[tuple[Pending, list[Outcome]]]:
-        """Settle up to `count` of the oldest calls, see `take_responses`."""
+    def _settle(self, count: int, timeout: float, *, wait: bool) -> list[Outcome] | None:
+        """Settle up to `count` of the oldest calls, see `take_responses`.
+
+        Returns:
+            The outcomes of the newest call, if it was settled.
+        """
         futures = [owed.response for owed in self._owed[:count]]
-        arrived = []
         for response in take_responses(futures, timeout, wait):
             owed = self._owed.pop(0)
-            outcomes = self.tracker.settle(owed.pending, *response, newest=not self._owed)
-            arrived.append((owed.pending, outcomes))
-            for event, step in zip(owed.pending.events, owed.steps, strict=True):
-                self._arrived_steps[event.env] = step
-        return arrived
+            newest = not self._owed
+            outcomes = self.tracker.settle(owed.pending, *response, newest=newest)
+            for event, episode, step, outcome in zip(
+                owed.pending.events, owed.pending.episodes, owed.steps, outcomes, strict=True
+            ):
+                arrived = self._arrived.get(episode)
+                if arrived is None:
+                    continue  # of an episode that was given up
+                arrived.step = step
+                arrived.predicted |= outcome.info["robometer/predicted"]
+                if isinstance(event, Step) and not newest:
+                    arrived.reward += outcome.reward - self._env_part(event)
+            if newest:
+                return outcomes
+        return None
 
     def _outcomes(
         self,
         events: Sequence[Event],
+        steps: Sequence[int],
         pending: Pending,
-        arrived: Sequence[tuple[Pending, list[Outcome]]],
+        own: list[Outcome] | None,
     ) -> list[Outcome]:
         """Return the outcome of each event now: its own, if it has arrived, and late parts."""
-        own: list[Outcome] | None = None
-        late: dict[int, float] = {}  # of an episode, by identity: another one may run by now
-        predicted: set[int] = set()
-        for settled, outcomes in arrived:
-            if settled is pending:
-                own = outcomes
-                continue
-            for event, episode, outcome in zip(
-                settled.events, settled.episodes, outcomes, strict=True
-            ):
-                if outcome.info["robometer/predicted"]:
-                    predicted.add(id(episode))
-                if isinstance(event, Step):
-                    part = outcome.reward - self._env_part(event)
-                    late[id(episode)] = late.get(id(episode), 0.0) + part
         results = []
         for index, (event, episode) in enumerate(zip(events, pending.episodes, strict=True)):
             outcome = self._awaited(event) if own is None else own[index]
-            outcome.info["robometer/predicted"] |= id(episode) in predicted
-            if isinstance(event, Step) and id(episode) in late:
-                outcome = outcome._replace(reward=outcome.reward + late[id(episode)])
-            step = self._arrived_steps[event.env]
-            outcome.info["robometer/for_step"] = step
-            outcome.info["robometer/delay"] = -1 if step < 0 else self._steps[event.env] - step
+            arrived = self._arrived[episode]
+            outcome.info["robometer/predicted"] |= arrived.predicted
+            if isinstance(event, Step):
+                if arrived.reward:
+                    outcome = outcome._replace(reward=outcome.reward + arrived.reward)
+                arrived.reward = 0.0
+            arrived.predicted = False
+            outcome.info["robometer/for_step"] = arrived.step
+            late = -1 if arrived.step < 0 else steps[index] - arrived.step
+            outcome.info["robometer/delay"] = late
             results.append(outcome)
         return results
 
@@ -263,12 +337,17 @@ class BackgroundPredictions:
     def _env_part(self, step: Step) -> float:
         return step.reward if self.tracker.settings.mode == "shape" else 0.0
 
-    def close(self) -> None:
-        """End all episodes and the thread; nothing is owed any more."""
+    def _clear(self) -> None:
+        """End all episodes; nothing is owed any more."""
         for owed in self._owed:
             self.tracker.discard(owed.pending)
         self._owed.clear()
+        self._arrived.clear()
         self.tracker.close()
+
+    def close(self) -> None:
+        """End all episodes and the thread; nothing is owed any more."""
+        self._clear()
         self._thread.close()
 
     def __getstate__(self) -> dict[str, Any]:

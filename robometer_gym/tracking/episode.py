@@ -40,6 +40,7 @@ class Episode:
         self.start: Settled | None = None  # kept until the first step is settled
         self.histories = {camera: settings.new_history() for camera in start.frames}
         self.streams = {camera: Stream(start.env, number, camera) for camera in start.frames}
+        self.frame_steps: tuple[int, ...] = ()  # of the latest window
         self.append(start.frames)
 
     def append(self, frames: Mapping[str, Frame]) -> None:
@@ -53,6 +54,7 @@ class Episode:
         for camera, history in self.histories.items():
             frames, steps = history.window()
             missing = self.padded_length - len(frames)
+            self.frame_steps = (*steps, *[steps[-1]] * missing)
             if missing > 0:  # a repeated frame has no step of its own
                 frames = [*frames, *[frames[-1]] * missing]
                 clips.append(Clip(frames, self.task, self.streams[camera]))

@@ -92,7 +92,8 @@ class Settled(NamedTuple):
     """One event with everything that came of it, for listeners.
 
     `clips` is empty where no prediction was due, one per camera elsewhere; `predictions` has as
-    many entries, and is None where the reward model failed.
+    many entries, and is None where the reward model failed. `frame_steps` holds the step of each
+    frame of the window.
     """
 
     event: Event
@@ -100,6 +101,7 @@ class Settled(NamedTuple):
     episode: int
     clips: Sequence[Clip]
     predictions: Sequence[Prediction] | None
+    frame_steps: tuple[int, ...]
 
 
 Listener = Callable[[Sequence[Settled], float], None]

@@ -5,6 +5,7 @@ Knows nothing of environments: it reads a tracker's events and outcomes.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from robometer_gym.tracking.trace import EpisodeTrace, TracePrediction, TraceSte
 from robometer_gym.tracking.tracker import EpisodeTracker
 
 __all__ = ["RecordTraces", "TraceRecorder"]
+
+logger = logging.getLogger(__name__)
 
 
 class TraceRecorder:
@@ -144,8 +147,8 @@ class _Builder:
                 self._frames.append(clips[0].images[-1])
                 self._frame_steps.append(step)
             elif self._keep == "window":
-                self._frames, self._frame_steps = list(clips[0].images), list(clips[0].steps or ())
-        self._predictions.append(TracePrediction(step, clips[0].steps or (step,), by_camera))
+                self._frames, self._frame_steps = list(clips[0].images), list(settled.frame_steps)
+        self._predictions.append(TracePrediction(step, settled.frame_steps, by_camera))
 
     def build(self, settings: RewardSettings, reward_model: str) -> EpisodeTrace:
         return EpisodeTrace(
@@ -203,6 +206,7 @@ class RecordTraces(TraceRecorder):
         super().__init__(tracker, self._write)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_cut_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def _write(self, trace: EpisodeTrace) -> None:
@@ -214,3 +218,15 @@ class RecordTraces(TraceRecorder):
         if not self._file.closed:
             super().close()
             self._file.close()
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Cut off a last line without a line break, as a killed process leaves it."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            logger.warning("%s: dropped a last line that was cut off.", path)
+            file.truncate(whole)

@@ -272,7 +272,7 @@ class EpisodeTrace:
                     )
                 },
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"not an episode trace: {type(error).__name__} {error}") from error
 
 

@@ -51,6 +51,7 @@ class Pending(NamedTuple):
     clips: list[Clip]
     events: Sequence[Event]
     clips_by_event: Sequence[Sequence[Clip]]
+    frame_steps: Sequence[tuple[int, ...]]
     episodes: Sequence[Episode]
     replaced: Sequence[Episode]
 
@@ -84,6 +85,8 @@ class EpisodeTracker:
         self.settings = settings
         self.reward_model = reward_model
         self.num_envs = num_envs
+        self.releaser: object = reward_model
+        """Its `release`, if it has one, is called with the streams of episodes that have ended."""
         self.errors = 0
         """How many predictions have failed since the tracker was made."""
         self.listeners: list[Listener] = []
@@ -212,6 +215,7 @@ class EpisodeTracker:
         """
         flat: list[Clip] = []
         clips_by_event: list[Sequence[Clip]] = []
+        frame_steps: list[tuple[int, ...]] = []
         episodes, replaced = [], []
         for event in events:
             clips: Sequence[Clip] = ()
@@ -230,7 +234,8 @@ class EpisodeTracker:
                 flat += clips
             episodes.append(episode)
             clips_by_event.append(clips)
-        return Pending(flat, events, clips_by_event, episodes, replaced)
+            frame_steps.append(episode.frame_steps)
+        return Pending(flat, events, clips_by_event, frame_steps, episodes, replaced)
 
     def _count_step(self, step: Step) -> Episode:
         episode = self._episodes[step.env]
@@ -298,15 +303,16 @@ class EpisodeTracker:
         seconds: float,
     ) -> None:
         settled = []
-        for event, outcome, episode, clips, checked in zip(
+        for event, outcome, episode, clips, checked, steps in zip(
             pending.events,
             outcomes,
             pending.episodes,
             pending.clips_by_event,
             predictions,
+            pending.frame_steps,
             strict=True,
         ):
-            settled.append(Settled(event, outcome, episode.number, clips, checked))
+            settled.append(Settled(event, outcome, episode.number, clips, checked, steps))
             if isinstance(event, Start) and episode.running and not episode.steps:
                 episode.start = settled[-1]
         for listener in list(self.listeners):
@@ -341,6 +347,8 @@ class EpisodeTracker:
             if isinstance(answer, Exception):
                 raise answer
             remaining = iter(check_prediction_list(pending.clips, answer))
+        except CheckpointError:
+            raise
         except Exception as error:
             self._count_failure(error, sum(bool(clips) for clips in pending.clips_by_event))
             return [None if clips else () for clips in pending.clips_by_event]
@@ -436,9 +444,9 @@ class EpisodeTracker:
         episode.running = False
         episode.start = None
         streams, episode.streams, episode.histories = episode.streams, {}, {}
-        if isinstance(self.reward_model, ReleasesStreams):
+        if isinstance(self.releaser, ReleasesStreams):
             for stream in streams.values():
                 try:
-                    self.reward_model.release(stream)
+                    self.releaser.release(stream)
                 except Exception as error:  # nothing depends on it, least of all the last reward
                     logger.warning("The reward model could not release %s: %s", stream, error)

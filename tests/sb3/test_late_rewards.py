@@ -15,6 +15,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from robometer_gym.evaluation import evaluate
 from robometer_gym.sb3 import (
     LateDictReplayBuffer,
     LateDictRolloutBuffer,
@@ -282,7 +283,7 @@ def agent_of(
 
 @pytest.mark.parametrize("algorithm", [SAC, DQN])
 @pytest.mark.parametrize("optimize", [False, True])
-@pytest.mark.parametrize("size", [1000, 30])
+@pytest.mark.parametrize("size", [1000, 30, 12])
 def test_every_row_holds_its_synchronous_reward(algorithm, optimize, size):
     """Rewards would land in other rows after the buffer has wrapped, or never."""
     Watched.sampled = 0
@@ -290,7 +291,7 @@ def test_every_row_holds_its_synchronous_reward(algorithm, optimize, size):
     now = agent_of(algorithm, False, size, None, optimize)
     for agent in (late, now):  # the same actions: random ones
         agent.learning_starts = 10**6
-        agent.learn(2 * (30 * 10 if size == 30 else 200))
+        agent.learn(2 * (200 if size == 1000 else size * 10))
     late.replay_buffer._settle()
     mine, its = late.replay_buffer, now.replay_buffer
     assert np.array_equal(mine.observations, its.observations)
@@ -419,6 +420,14 @@ def test_normalized_rewards_are_refused():
     with pytest.raises(ValueError, match="normalizes the rewards that `step` returns"):
         LateRewards(venv)
     LateRewards(VecNormalize(make(True), norm_reward=False))
+
+
+def test_evaluation_on_late_environments_is_refused():
+    """It would wait for ever: their episodes are settled by an agent's buffer."""
+    venv = make(True)
+    LateRewards(venv)
+    with pytest.raises(ValueError, match="made with late=True"):
+        evaluate(venv, "random", episodes=1)
 
 
 def test_environments_that_are_not_late_are_refused():

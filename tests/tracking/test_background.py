@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -347,3 +349,109 @@ def test_vector_environments_deliver_the_same_rewards(chosen, lengths):
     assert [trace.steps for trace in late] == [trace.steps for trace in now]
     for mine, its in zip(late_returns, now_returns, strict=True):
         assert mine == pytest.approx(its, abs=1e-9)
+
+
+def test_a_masked_reset_keeps_the_rewards_of_other_environments():
+    """An environment that was not reset would lose its rewards."""
+
+    def total(background: bool) -> float:
+        model = GatedModel()
+        makers = [partial(capture, partial(CountingEnv, lengths=[10]))] * 2
+        envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+        wrapped = VectorWrapper(envs, TASK, model, predict_every=1, background=background)
+        wrapped.reset(seed=0)
+        if not background:
+            model.open()
+        rewards = [wrapped.step(np.zeros(2, int))[1][1] for _ in range(4)]
+        model.open()
+        wrapped.reset(options={"reset_mask": np.array([True, False])})
+        rewards += [wrapped.step(np.zeros(2, int))[1][1] for _ in range(6)]
+        wrapped.close()
+        return float(sum(rewards))
+
+    assert total(True) == pytest.approx(total(False))
+
+
+def test_the_step_of_an_end_is_numbered_as_its_own_episodes():
+    """Under SAME_STEP the last reward of an episode would be credited to step 0."""
+    makers = [partial(capture, partial(CountingEnv, lengths=[3]))]
+    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    wrapped = VectorWrapper(
+        envs, TASK, GatedModel(open_at_once=True), predict_every=1, background=True, max_wait=20.0
+    )
+    wrapped.reset(seed=0)
+    infos = [wrapped.step(np.zeros(1, int))[4] for _ in range(3)]
+    assert [info["robometer/for_step"][0] for info in infos[:2]] == [1, 2]
+    assert infos[2]["final_info"]["robometer/for_step"][0] == 3
+    assert infos[2]["robometer/for_step"][0] == 0
+    wrapped.close()
+
+
+def test_an_old_failure_is_not_raised_again_after_a_reset():
+    """A server that is back would look as if it were still gone."""
+    gone = threading.Event()
+
+    def progress_or_fail(clip: Clip) -> float:
+        if gone.is_set():
+            raise ConnectionError("the server is gone")
+        return 0.5
+
+    env = wrap(
+        ScriptedRewardModel(progress=progress_or_fail), CountingEnv(lengths=[9]), predict_every=1
+    )
+    env.reset()
+    gone.set()
+    with pytest.raises(ConnectionError):
+        collect(env, 9)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    gone.clear()
+    for _ in range(3):
+        env.reset()
+    assert len(collect(env, 9)) == 9
+    env.close()
+
+
+def test_streams_are_released_after_their_last_prediction():
+    """The engine would keep the frames of every episode that was given up."""
+
+    class Kept(GatedModel):
+        def __init__(self) -> None:
+            super().__init__(open_at_once=True)
+            self.streams: set[Any] = set()
+
+        def predict(self, clips: Sequence[Clip]) -> list[Prediction]:
+            self.streams |= {clip.stream for clip in clips}
+            return super().predict(clips)
+
+        def release(self, stream: Any) -> None:
+            assert threading.get_ident() in self.threads  # never while another call predicts
+            self.streams.discard(stream)
+
+    model = Kept()
+    env = wrap(model, CountingEnv(lengths=[9]), predict_every=1)
+    for _ in range(5):
+        env.reset()
+        collect(env, 4)
+    env.reset()
+    assert len(model.streams) <= 2  # the running episode's, and perhaps the one just given up
+    env.close()
+
+
+def test_a_process_ends_in_order_while_the_model_predicts():
+    """A training that has ended well would end with an abort."""
+    program = """
+from robometer_gym import RobometerRewardWrapper
+from robometer_gym.testing import CountingEnv
+
+env = RobometerRewardWrapper(
+    CountingEnv(lengths=[99], size=(64, 64)), "push it", "demo", background=True, predict_every=1
+)
+env.reset()
+for _ in range(8):
+    env.step(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr

@@ -356,6 +356,31 @@ def test_a_last_line_that_was_cut_off_can_be_left_out(tmp_path):
         read_traces(path, last_line="skip")  # only the last line can have been cut off
 
 
+def test_recording_goes_on_after_a_line_that_was_cut_off(tmp_path):
+    """The next episode would be glued to the cut line, and the file be unreadable."""
+    path = tmp_path / "traces.jsonl"
+    (trace,), _ = record(ScriptedRewardModel())
+    write_traces(path, [trace, trace])
+    path.write_bytes(path.read_bytes()[:-20])
+    env = RobometerRewardWrapper(CountingEnv(lengths=[3]), TASK, ScriptedRewardModel())
+    with RecordTraces(env, path):
+        env.reset()
+        for step in range(3):
+            env.step(step)
+    assert [each.num_steps for each in read_traces(path)] == [7, 3]
+
+
+def test_filled_windows_have_a_step_for_every_frame():
+    """A video of the window could not be drawn."""
+    env = CountingEnv(lengths=[3])
+    (trace,), _ = record(
+        ScriptedRewardModel(), env=env, frames="window", pad="repeat", max_frames=6, predict_every=1
+    )
+    assert trace.frame_steps == (0, 1, 2, 3, 3, 3)
+    assert [CountingEnv.read(frame)["step"] for frame in trace.frames] == [0, 1, 2, 3, 3, 3]
+    assert trace.predictions[1].frame_steps == (0, 1, 1, 1, 1, 1)
+
+
 def test_an_environment_without_a_reward_wrapper_is_refused(tmp_path):
     """The file would stay empty without a word."""
     with pytest.raises(ValueError, match="No reward wrapper is around this CountingEnv"):
