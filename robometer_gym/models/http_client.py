@@ -158,7 +158,7 @@ class HTTPClient:
                 method = "GET" if body is None else "POST"
                 connection.request(method, self._path + path, body, self._headers(session, body))
             except (BrokenPipeError, ConnectionResetError):
-                if body is None:
+                if body is None or connection.sock is None:
                     raise
                 # A server may respond, and close, before it has read a body that it refuses.
             raw = connection.getresponse()

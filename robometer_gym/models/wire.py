@@ -111,7 +111,7 @@ class RequestBuilder:
         for index in sent:
             frame = self._encode(clip.images[index])
             self._frames.append(frame)
-            self.frame_bytes += len(frame)
+            self.frame_bytes += clip.images[index].nbytes  # the server's limit is on these
 
     def body(self) -> list[bytes | memoryview]:
         """Return the request body in parts: the frames are not copied."""

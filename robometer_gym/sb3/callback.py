@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from robometer_gym.evaluation.metrics import detection
 from robometer_gym.evaluation.overlay import write_overlay
+from robometer_gym.sb3.late_rewards import LateReplay
 from robometer_gym.tracking.events import Settled
 from robometer_gym.tracking.find_tracker import find_tracker
 from robometer_gym.tracking.recorder import RecordTraces, TraceRecorder
@@ -148,11 +149,21 @@ class RobometerCallback(BaseCallback):
             self._writer.open()
 
     def _on_training_end(self) -> None:
+        if self._recorder is not None:
+            buffer = vars(self.model).get("replay_buffer")
+            if isinstance(buffer, LateReplay):
+                buffer.settle()  # the steps of the episodes that are still running
+            self._take_episodes()
         for recorder in (self._recorder, self._writer):
             if recorder is not None:
                 recorder.close()
 
     def _on_step(self) -> bool:
+        self._take_episodes()
+        return True
+
+    def _take_episodes(self) -> None:
+        """Count the episodes that have ended, and keep the clips of false successes."""
         assert self._recorder is not None, "set when the training started"
         for trace in self._recorder.take():
             detected, true = trace.detected_step is not None, trace.true_success_step is not None
@@ -162,9 +173,9 @@ class RobometerCallback(BaseCallback):
                 self._verdicts.append((detected, true))
                 if detected and not true:
                     self._write_clip(trace)
-        return True
 
     def _on_rollout_end(self) -> None:
+        self._take_episodes()  # late rewards are settled after the last step of a rollout
         assert self._recorder is not None, "set when the training started"
         predictions, call_seconds = self._recorder.predictions, self._recorder.call_seconds
         progress, success = np.mean(predictions, axis=0) if predictions else (np.nan, np.nan)

@@ -42,6 +42,7 @@ __all__ = [
     "LateDictReplayBuffer",
     "LateDictRolloutBuffer",
     "LateNStepReplayBuffer",
+    "LateReplay",
     "LateReplayBuffer",
     "LateRewards",
     "LateRolloutBuffer",
@@ -173,7 +174,7 @@ class LateDictRolloutBuffer(_LateRollout, DictRolloutBuffer):
     """DictRolloutBuffer with late rewards; pass `late=LateRewards(venv)`."""
 
 
-class _LateReplay(_LateBuffer):
+class LateReplay(_LateBuffer):
     """Settles rows at the end of an episode, and samples settled rows only."""
 
     horizon = 1
@@ -186,16 +187,16 @@ class _LateReplay(_LateBuffer):
         self.late.assign(row)
         ended = self.dones[row].any()  # type: ignore[attr-defined]
         if ended or self.late.owed.steps >= self.buffer_size:  # the next row would be overwritten
-            self._settle()
+            self.settle()
         else:
-            self._settle(wait=False)
+            self.settle(wait=False)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
         """Sample rows whose rewards are settled; where there are none, settle all first."""
         # Without memory for next observations that of the oldest row is overwritten.
         spared = int(self.full and getattr(self, "optimize_memory_usage", False))
         if self.size() - self._unsettled() - spared < 1:
-            self._settle()
+            self.settle()
         unsettled = self._unsettled()
         if not unsettled:
             return super().sample(batch_size, env=env)
@@ -209,26 +210,27 @@ class _LateReplay(_LateBuffer):
         owed = self.late.owed.steps
         return owed + self.horizon - 1 if owed else 0
 
-    def _settle(self, *, wait: bool = True) -> None:
+    def settle(self, *, wait: bool = True) -> None:
+        """Write the rewards that have arrived into their rows; `wait` for all of them."""
         for row, rewards in self.late.settle(wait=wait):
             self.rewards[row] = rewards
 
     def __getstate__(self) -> dict[str, Any]:
         """Settle first: a file must not hold placeholders."""
         if self.late.owed.steps:
-            self._settle()
+            self.settle()
         return self.__dict__
 
 
-class LateReplayBuffer(_LateReplay, ReplayBuffer):
+class LateReplayBuffer(LateReplay, ReplayBuffer):
     """ReplayBuffer with late rewards, for SAC, TD3, DQN and TQC; pass `late=LateRewards(venv)`."""
 
 
-class LateDictReplayBuffer(_LateReplay, DictReplayBuffer):
+class LateDictReplayBuffer(LateReplay, DictReplayBuffer):
     """DictReplayBuffer with late rewards; pass `late=LateRewards(venv)`."""
 
 
-class LateNStepReplayBuffer(_LateReplay, NStepReplayBuffer):
+class LateNStepReplayBuffer(LateReplay, NStepReplayBuffer):
     """NStepReplayBuffer with late rewards; pass `late=LateRewards(venv)`.
 
     A row is sampled only when the rewards of its `n_steps` are settled.

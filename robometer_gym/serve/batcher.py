@@ -150,9 +150,9 @@ class Batcher:
         try:
             together = iter(self._predict([clip for clips in jobs for clip in clips]))
             results += [[next(together) for _ in clips] for clips in jobs]
-        except Exception as error:
+        except BaseException as error:  # a panic of native code too: the server goes on
             if len(jobs) == 1:
-                results.append(error)
+                results.append(_storable(error))
             else:  # one request's clips must not fail the others
                 self._metrics.add("failed_batches")
                 results += [self._predict_alone(clips) for clips in jobs]
@@ -167,9 +167,16 @@ class Batcher:
     def _predict_alone(self, clips: list[Clip]) -> list[Prediction] | Exception:
         try:
             return self._predict(clips)
-        except Exception as error:
-            return error
+        except BaseException as error:
+            return _storable(error)
 
     def _predict(self, clips: list[Clip]) -> list[Prediction]:
         assert self.loaded is not None
         return check_predictions(clips, self.loaded.predict(clips)) if clips else []
+
+
+def _storable(error: BaseException) -> Exception:
+    """Return an exception that a Future takes: it refuses StopIteration, and asyncio the rest."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"The reward model raised {error!r}.")

@@ -93,10 +93,21 @@ def build(arguments: Mapping[str, Any]) -> Application:
           - name: robometer
             import_path: robometer_gym.serve.ray:build
             args: {model: lerobot/Robometer-4B, replicas: 2, max_replicas: 8, num_gpus: 1}
+            runtime_env: {env_vars: {ROBOMETER_GYM_TOKEN: SECRET}}
+
+    Raises:
+        ValueError: no token, and no `allow_no_token` among the arguments.
     """
     arguments = dict(arguments)
+    token = read_token(None)
+    if token is None and not arguments.pop("allow_no_token", False):
+        raise ValueError(
+            "Other machines can reach the application of a Serve config file, so it requires a "
+            "token: set ROBOMETER_GYM_TOKEN in runtime_env, or allow_no_token: true in args where "
+            "the proxy binds to 127.0.0.1."
+        )
     model = LazyRewardModel(arguments.pop("model"), **arguments.pop("options", {}))
-    return make_application(model, token=read_token(None), **arguments)
+    return make_application(model, token=token, **arguments)
 
 
 def serve_on_ray(

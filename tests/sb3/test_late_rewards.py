@@ -15,6 +15,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from robometer_gym import read_traces
 from robometer_gym.evaluation import evaluate
 from robometer_gym.sb3 import (
     LateDictReplayBuffer,
@@ -23,6 +24,7 @@ from robometer_gym.sb3 import (
     LateReplayBuffer,
     LateRewards,
     LateRolloutBuffer,
+    RobometerCallback,
     make_robometer_vec_env,
 )
 from robometer_gym.testing import CountingEnv, ScriptedRewardModel
@@ -235,7 +237,7 @@ def test_tqc_stores_the_synchronous_rewards():
             device="cpu",
         ).learn(60)
         if late:
-            agent.replay_buffer._settle()
+            agent.replay_buffer.settle()
         return agent.replay_buffer.rewards
 
     assert np.array_equal(rewards(True), rewards(False))
@@ -292,7 +294,7 @@ def test_every_row_holds_its_synchronous_reward(algorithm, optimize, size):
     for agent in (late, now):  # the same actions: random ones
         agent.learning_starts = 10**6
         agent.learn(2 * (200 if size == 1000 else size * 10))
-    late.replay_buffer._settle()
+    late.replay_buffer.settle()
     mine, its = late.replay_buffer, now.replay_buffer
     assert np.array_equal(mine.observations, its.observations)
     assert np.array_equal(mine.rewards, its.rewards)
@@ -333,6 +335,25 @@ def test_rows_of_n_steps_wait_for_all_their_rewards():
     agent.learn(400)
 
 
+def test_the_traces_of_a_late_training_hold_its_last_steps(tmp_path):
+    """The end of every training would be missing from its record."""
+    venv = make(True, env={"discrete": True, "limit": 11}, predict_every=3)
+    agent: Any = DQN(
+        "MlpPolicy",
+        venv,
+        buffer_size=200,
+        learning_starts=10**6,
+        replay_buffer_class=LateReplayBuffer,
+        replay_buffer_kwargs={"late": LateRewards(venv)},
+        policy_kwargs={"net_arch": [4]},
+        device="cpu",
+    )
+    agent.learn(48, callback=RobometerCallback(traces=tmp_path / "traces.jsonl"))
+    traces = read_traces(tmp_path / "traces.jsonl")
+    assert sum(trace.num_steps for trace in traces) == 48
+    assert not agent.replay_buffer.late.owed.steps
+
+
 def test_dict_observations_off_policy():
     """Rewards of agents that see images would stay placeholders."""
     venv = make(True, env={"cameras": True, "discrete": False}, camera="left")
@@ -348,7 +369,7 @@ def test_dict_observations_off_policy():
         device="cpu",
     )
     agent.learn(60)
-    agent.replay_buffer._settle()
+    agent.replay_buffer.settle()
     assert np.abs(agent.replay_buffer.rewards[:30]).max() > 0
 
 
@@ -371,7 +392,7 @@ def test_rewards_from_the_background_land_in_their_own_rows(algorithm):
     late.learning_starts = 0
     for _ in range(5):
         late.train(gradient_steps=1, batch_size=64)
-    late.replay_buffer._settle()
+    late.replay_buffer.settle()
     assert np.array_equal(late.replay_buffer.rewards, now.replay_buffer.rewards)
     late.get_env().close()
 
@@ -479,7 +500,7 @@ def test_an_episode_longer_than_the_buffer_is_settled_in_parts():
         return agent.replay_buffer
 
     late, now = filled(True), filled(False)
-    late._settle()
+    late.settle()
     assert not now.dones.any()
     assert np.array_equal(late.rewards, now.rewards)
 
@@ -585,7 +606,7 @@ def test_an_interrupt_leaves_no_placeholder_in_a_settled_row(place):
     owed = {each.row for each in buffer.late.owed.entries if each.is_step}
     assert owed
     before = buffer.rewards.copy()
-    buffer._settle()
+    buffer.settle()
     changed = set(np.flatnonzero((buffer.rewards != before).any(axis=1)).tolist())
     assert changed <= owed
     assert not buffer.late.owed.steps

@@ -44,7 +44,7 @@ def run_client(url: str, client: int, results: dict[str, Any], halfway: threadin
     try:
         for number, clips in enumerate(islice(schedule, BATCHES)):
             if number == BATCHES // 2:
-                halfway.wait(200)
+                halfway.wait(1200)
             predictions = remote.predict(clips)
             for clip, mine, other in zip(clips, predictions, local.predict(clips), strict=True):
                 results["difference"].append(float(abs(mine.progress - other.progress).max()))
@@ -82,7 +82,7 @@ def main() -> None:
         ]
         for thread in threads:
             thread.start()
-        halfway.wait(200)
+        halfway.wait(1200)
         names = [each for each in ray.util.list_named_actors(True) if "RewardModel" in each["name"]]
         time.sleep(0.5)  # requests are on their way
         ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]))

@@ -57,6 +57,7 @@ SETTINGS: dict[str, Any] = {
     "predict_every": 3,
     "max_frames": 4,
     "sampling": "tail",
+    "pad": "repeat",
     "mode": "shape",
     "signal": "potential",
     "gamma": 0.9,
