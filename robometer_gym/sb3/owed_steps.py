@@ -54,8 +54,10 @@ class OwedSteps:
         """How many of `entries` are steps."""
         self.connected = False
         """Whether a `LateRewards` settles them."""
-        background = tracker.settings.background
-        self._thread = PredictionThread(tracker.reward_model) if background else None
+        self._thread: PredictionThread | None = None
+        if tracker.settings.background:
+            self._thread = PredictionThread(tracker.reward_model)
+            tracker.releaser = self._thread  # a release does not wait for a running prediction
 
     def append(self, events: list[Event], *, is_step: bool) -> None:
         """Observe the events of a `step`, or of a `reset`; their outcomes come later."""

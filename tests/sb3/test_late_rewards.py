@@ -385,6 +385,8 @@ def test_rewards_from_the_background_land_in_their_own_rows(algorithm):
             return super()._get_samples(batch_inds, env)
 
     late = agent_of(algorithm, True, 300, Watch, background=True)
+    owed = late.get_env().owed
+    assert owed.tracker.releaser is owed._thread  # else an end waits for a running prediction
     now = agent_of(algorithm, False, 300, None)
     for agent in (late, now):
         agent.learning_starts = 10**6
